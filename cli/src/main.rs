@@ -1,0 +1,6 @@
+//! The one binary of Portico.
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() {}
