@@ -47,7 +47,9 @@ pub mod portico {
     }
 }
 
-pub use portico::{discovery::v1 as discovery, echo::v1 as echo, health::v1 as health, inspect::v1 as inspect, node::v1 as node};
+pub use portico::{
+    discovery::v1 as discovery, echo::v1 as echo, health::v1 as health, inspect::v1 as inspect, node::v1 as node,
+};
 
 generated!(
     /// `grpc.health.v1`
