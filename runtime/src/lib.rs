@@ -2,6 +2,8 @@
 //! backoff, readiness, the admin port. It knows nothing of Services, and nothing in it is global except the log
 //! subscriber, which a process can have only one of.
 
+/// The admin port: live, ready, metrics, dumps.
+pub mod admin;
 /// Option values, parsed with every problem reported in one run.
 pub mod args;
 /// How long to wait before trying again.
