@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Which tools the checks use, at which versions, and where they are kept. Sourced by the other scripts; does nothing
 # by itself. Tools live outside the checkout, in a directory that carries their version: several checkouts share one
 # copy, and raising a version here is all that an upgrade takes.
@@ -22,5 +23,6 @@ readonly grpcurl_dir=$tools/grpcurl-$grpcurl_version
 readonly python_dir=$tools/python-$python_key
 
 # Everything of ours comes first in PATH, so that a tool of another version that happens to be installed is not used.
-PATH=$buf_dir/node_modules/.bin:$cargo_deny_dir/bin:$cargo_fuzz_dir/bin:$grpcurl_dir/bin:$python_dir/bin:$PATH
+# Debian keeps servers in sbin, which is not in every user's PATH.
+PATH=$buf_dir/node_modules/.bin:$cargo_deny_dir/bin:$cargo_fuzz_dir/bin:$grpcurl_dir/bin:$python_dir/bin:$PATH:/usr/sbin:/sbin
 export PATH

@@ -137,18 +137,12 @@ fn start_backends(dir: &Path, core: usize) -> Result<Pinned> {
 }
 
 fn program(args: &Args, proxy: Proxy) -> Result<PathBuf> {
-    let own = || Ok(std::env::current_exe().context("find this program")?.with_file_name("portico"));
+    let beside = || Ok(std::env::current_exe().context("find this program")?.with_file_name("portico"));
     match proxy {
-        Proxy::Portico => args.portico.clone().map_or_else(own, Ok),
-        Proxy::Haproxy => Ok(on_path(&args.haproxy)),
-        Proxy::Nginx => Ok(on_path(&args.nginx)),
+        Proxy::Portico => args.portico.clone().map_or_else(beside, Ok),
+        Proxy::Haproxy => Ok(args.haproxy.clone()),
+        Proxy::Nginx => Ok(args.nginx.clone()),
     }
-}
-
-/// Debian keeps daemons in `/usr/sbin`, which is not in every user's PATH.
-fn on_path(program: &Path) -> PathBuf {
-    let system = Path::new("/usr/sbin").join(program);
-    if system.exists() { system } else { program.to_owned() }
 }
 
 fn or_all<T: Copy>(chosen: &[T], all: &[T]) -> Vec<T> {
