@@ -1,6 +1,109 @@
-//! The one binary of Portico.
+//! The one binary of Portico: options to configuration, one subcommand, an exit status.
+//!
+//! 0 done, 1 failed while running, 2 wrong usage or configuration. Results go to standard output, all else to standard
+//! error.
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use portico_cli::echo::{self, args::EchoArgs};
+use runtime::args::{Problems, log::LogArgs};
+use runtime::{drain, shutdown};
+use std::process::ExitCode;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() {}
+/// Sidecarless service gateway for Kubernetes
+#[derive(Debug, Parser)]
+#[command(name = "portico", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    log: LogArgs,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Sample backend: HTTP/1.1, h2c, gRPC, WebSocket, TCP and UDP on one port; answers with what it saw
+    Echo(EchoArgs),
+}
+
+/// Why the process ends with another status than 0.
+enum Failure {
+    /// Wrong usage or configuration.
+    Usage(Problems),
+    /// All else.
+    Running(anyhow::Error),
+}
+
+fn main() -> ExitCode {
+    // Before anything can build a TLS configuration. It fails only if one is installed already, which is as good.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Usage(problems)) => {
+            for problem in problems.to_string().lines() {
+                eprintln!("error: {problem}");
+            }
+            ExitCode::from(2)
+        }
+        Err(Failure::Running(error)) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let mut problems = Problems::new();
+    let log = cli.log.parse(&mut problems);
+    match cli.command {
+        Command::Echo(args) => {
+            let config = args.parse(&mut problems, |name| std::env::var(name).ok());
+            let (_log, config) = complete(problems, log.zip(config))?;
+            Ok(serve_echo(config)?)
+        }
+    }
+}
+
+/// The configuration, or every problem that kept it from being one.
+fn complete<T>(problems: Problems, config: Option<T>) -> Result<T, Failure> {
+    problems.finish()?;
+    // A parser that notes no problem and gives no value is broken, which a user should not have to guess.
+    config.context("an option was refused without a reason").map_err(Failure::Running)
+}
+
+fn serve_echo(config: echo::EchoConfig) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let bound = echo::bind(config)?;
+        for address in bound.addresses() {
+            tracing::info!(%address, "listening");
+        }
+        let (trigger, watch) = drain::channel();
+        let signal = async {
+            let name = shutdown::signal().await;
+            tracing::info!(signal = name, "draining");
+            trigger.start();
+            std::future::pending().await
+        };
+        tokio::select! {
+            served = bound.serve(watch) => Ok(served?),
+            never = signal => never,
+        }
+    })
+}
+
+impl From<Problems> for Failure {
+    fn from(problems: Problems) -> Self {
+        Failure::Usage(problems)
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Failure::Running(error)
+    }
+}

@@ -1,0 +1,4 @@
+//! The subcommands of `portico`, as a library, so that tests and other subcommands can run them in process.
+
+/// The sample backend.
+pub mod echo;
