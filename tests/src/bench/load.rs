@@ -148,3 +148,74 @@ fn ensure_echo(sent: &[u8], answer: &[u8]) -> Result<()> {
     ensure!(sent == answer, "the answer is not what was sent: {} bytes for {}", answer.len(), sent.len());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::backend;
+    use tokio::{
+        net::{TcpListener, UdpSocket},
+        task::LocalSet,
+    };
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    /// Probes a backend without a proxy in between.
+    async fn probe_backend(scenario: Scenario) -> Result<()> {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let probed = async {
+            let address = if scenario == Scenario::Udp {
+                let socket = UdpSocket::bind(any).await?;
+                let address = socket.local_addr()?;
+                tokio::task::spawn_local(backend::serve_udp(socket));
+                address
+            } else {
+                let listener = TcpListener::bind(any).await?;
+                let address = listener.local_addr()?;
+                tokio::task::spawn_local(backend::serve_tcp(scenario, listener));
+                address
+            };
+            probe(scenario, address, LIMIT).await
+        };
+        LocalSet::new().run_until(probed).await
+    }
+
+    #[tokio::test]
+    async fn clients_and_backends_agree() {
+        for scenario in [Scenario::Tcp, Scenario::Download, Scenario::Udp] {
+            probe_backend(scenario).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_hides_the_client_is_found_out() {
+        let http = probe_backend(Scenario::Http).await.unwrap_err();
+        assert!(format!("{http:#}").contains("500 No X-Forwarded-For"), "{http:#}");
+        let grpc = probe_backend(Scenario::Grpc).await.unwrap_err();
+        assert!(format!("{grpc:#}").contains("grpc-status 0, got Some(\"3\")"), "{grpc:#}");
+    }
+
+    #[tokio::test]
+    async fn a_wrong_answer_ends_the_round() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        // To a backend of downloads a message is a request, and the answer something else than the message.
+        let probed = async {
+            tokio::task::spawn_local(backend::serve_tcp(Scenario::Download, listener));
+            probe(Scenario::Tcp, address, LIMIT).await
+        };
+        let error = LocalSet::new().run_until(probed).await.unwrap_err();
+        assert!(format!("{error:#}").contains("the answer is not what was sent"), "{error:#}");
+    }
+
+    #[test]
+    fn only_what_is_answered_while_counting_counts() {
+        let tally = Tally::default();
+        assert!(tally.answered(Instant::now()));
+        tally.start();
+        assert!(tally.answered(Instant::now()));
+        assert_eq!(tally.stop().len(), 1);
+        assert!(!tally.answered(Instant::now()));
+        assert!(tally.stop().is_empty());
+    }
+}

@@ -88,9 +88,9 @@ fn compare(args: &Args) -> Result<()> {
         warm_up: Duration::from_secs_f64(args.warm_up),
     };
     let dir = tempfile::tempdir().context("make a directory for configurations and logs")?;
-    let _backends = start_backends(dir.path(), cores.load)?;
 
     block_on(async {
+        let _backends = start_backends(dir.path(), cores.load).await?;
         let mut running = Vec::new();
         for proxy in proxies {
             let mut started = proxy.start(&program(args, proxy)?, dir.path(), cores.proxy)?;
@@ -120,7 +120,7 @@ fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 }
 
 /// Starts this program again as the backends, and waits until they listen.
-fn start_backends(dir: &Path, core: usize) -> Result<Pinned> {
+async fn start_backends(dir: &Path, core: usize) -> Result<Pinned> {
     let own = std::env::current_exe().context("find this program")?;
     let mut backends = Pinned::start(dir, "backends", core, &own, ["backend"])?;
     let log = File::open(dir.join("backends.log")).context("open the backends' log")?;
@@ -130,7 +130,7 @@ fn start_backends(dir: &Path, core: usize) -> Result<Pinned> {
         backends.ensure_running()?;
         // At the end of what is written so far, this reads nothing, and says so at once.
         if lines.read_line(&mut text).context("read the backends' log")? == 0 {
-            std::thread::sleep(Duration::from_millis(10));
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
     Ok(backends)
