@@ -1,0 +1,6 @@
+//! Which endpoint a connection or request goes to: pure functions over what the table holds.
+
+pub mod eligible;
+pub mod flow;
+pub mod pick;
+pub mod ring;

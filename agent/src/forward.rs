@@ -1,0 +1,3 @@
+//! From a choice to an endpoint and back.
+
+pub mod pool;

@@ -1,0 +1,261 @@
+//! What one worker owns. It is not `Send`, so crossing threads is a compile error.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use foldhash::fast::RandomState;
+use ipnet::IpNet;
+use tokio::sync::Notify;
+
+use crate::{
+    balance::pick::Load,
+    forward::pool::Pool,
+    report::record::Reporter,
+    table::{Backend, Table},
+};
+
+/// How long an endpoint that refused or timed out is left out, at first and at most. Each failure in a row doubles it.
+const EJECTION: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// Limits and trust of the data plane, the same for all workers.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Time for the head of a request, and for a TLS handshake.
+    pub header_timeout: Duration,
+    /// Time between requests of a kept-alive connection.
+    pub idle_timeout: Duration,
+    /// Time for one connection attempt.
+    pub connect_timeout: Duration,
+    /// Time to the head of an endpoint's answer.
+    pub response_timeout: Duration,
+    /// Time without a byte in either direction on opaque connections (S16.5).
+    pub tcp_idle_timeout: Duration,
+    /// Time without a datagram of a UDP flow that was never answered, and of one that was (S16.5).
+    pub udp_idle_timeout: (Duration, Duration),
+    /// Attempts for one connection or request.
+    pub attempts: usize,
+    /// Bytes of a request's head.
+    pub header_bytes: usize,
+    /// Number of a request's headers.
+    pub headers: usize,
+    /// Connections of one worker.
+    pub connections: u32,
+    /// UDP flows of one worker.
+    pub flows: usize,
+    /// Peers whose forwarding headers and trace context are believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// How long draining may take.
+    pub drain_timeout: Duration,
+}
+
+/// One worker's own state.
+pub struct Local {
+    /// Limits and trust.
+    pub limits: Arc<Limits>,
+    /// Where records go.
+    pub reporter: Rc<Reporter>,
+    /// Whether this worker is draining.
+    pub drain: LocalDrain,
+    /// Round-robin turn.
+    pub turn: Cell<u32>,
+    table: RefCell<Rc<Pinned>>,
+    upstreams: RefCell<HashMap<SocketAddr, Rc<Upstream>, RandomState>>,
+    connections: Rc<Cell<u32>>,
+    idle: Rc<Notify>,
+    now: Cell<Instant>,
+}
+
+/// A table that this worker holds. Cloning the `Rc` is not atomic.
+pub struct Pinned(pub Arc<Table>);
+
+/// What a worker knows of, and holds to, one endpoint address.
+#[derive(Default)]
+pub struct Upstream {
+    /// Requests or connections in flight.
+    pub active: Cell<u32>,
+    /// HTTP connections kept for reuse.
+    pub pool: Pool,
+    failures: Cell<u32>,
+    ejected_until: Cell<Option<Instant>>,
+}
+
+/// Counts an upstream as busy until dropped.
+pub struct Busy(Rc<Upstream>);
+
+/// Draining, as the connections of one worker see it.
+#[derive(Default)]
+pub struct LocalDrain {
+    draining: Cell<bool>,
+    notify: Notify,
+}
+
+/// Counts a connection until dropped.
+pub struct ConnectionGuard {
+    connections: Rc<Cell<u32>>,
+    idle: Rc<Notify>,
+}
+
+// === impl Local ===
+
+impl Local {
+    /// The state of a worker that serves nothing yet.
+    pub fn new(limits: Arc<Limits>, reporter: Rc<Reporter>, table: Arc<Table>) -> Self {
+        Self {
+            limits,
+            reporter,
+            drain: LocalDrain::default(),
+            turn: Cell::new(fastrand::u32(..)),
+            table: RefCell::new(Rc::new(Pinned(table))),
+            upstreams: RefCell::default(),
+            connections: Rc::default(),
+            idle: Rc::default(),
+            now: Cell::new(Instant::now()),
+        }
+    }
+
+    /// The current table. A TCP connection keeps the one it began with; each HTTP request takes the current one.
+    pub fn table(&self) -> Rc<Pinned> {
+        self.table.borrow().clone()
+    }
+
+    /// Swaps the table, and forgets endpoints that left it and carry nothing. Their idle connections close with them.
+    pub fn swap(&self, table: Arc<Table>, known: impl Fn(&SocketAddr) -> bool) {
+        *self.table.borrow_mut() = Rc::new(Pinned(table));
+        self.upstreams.borrow_mut().retain(|address, upstream| {
+            let known = known(address);
+            if !known {
+                upstream.pool.clear();
+            }
+            known || upstream.active.get() > 0
+        });
+    }
+
+    /// What is known of an endpoint address.
+    pub fn upstream(&self, address: SocketAddr) -> Rc<Upstream> {
+        if let Some(upstream) = self.upstreams.borrow().get(&address) {
+            return upstream.clone();
+        }
+        self.upstreams.borrow_mut().entry(address).or_default().clone()
+    }
+
+    /// Every upstream, for sweeping pools at a tick.
+    pub fn each_upstream(&self, mut visit: impl FnMut(&SocketAddr, &Upstream)) {
+        self.upstreams.borrow().iter().for_each(|(address, upstream)| visit(address, upstream));
+    }
+
+    /// How loaded an endpoint is, for [`crate::balance::pick::pick`].
+    pub fn load(&self, backend: &Backend) -> Load {
+        let upstreams = self.upstreams.borrow();
+        let Some(upstream) = upstreams.get(&backend.address) else { return Load::default() };
+        let ejected = upstream.ejected_until.get().is_some_and(|until| until > self.now.get());
+        Load { active: upstream.active.get(), ejected }
+    }
+
+    /// Time, at most one tick old. Reading it costs nothing.
+    pub fn now(&self) -> Instant {
+        self.now.get()
+    }
+
+    /// Called by the worker at every tick.
+    pub fn tick(&self, now: Instant) {
+        self.now.set(now);
+        self.reporter.flush();
+    }
+
+    /// Counts a new connection; `None` when the worker is at its limit.
+    pub fn admit(&self) -> Option<ConnectionGuard> {
+        let connections = self.connections.get();
+        if connections >= self.limits.connections {
+            return None;
+        }
+        self.connections.set(connections + 1);
+        Some(ConnectionGuard { connections: self.connections.clone(), idle: self.idle.clone() })
+    }
+
+    /// Connections open now.
+    pub fn connections(&self) -> u32 {
+        self.connections.get()
+    }
+
+    /// Waits until no connection is open.
+    pub async fn emptied(&self) {
+        while self.connections.get() > 0 {
+            self.idle.notified().await;
+        }
+    }
+
+    /// Whether what `peer` says of others is believed.
+    pub fn trusts(&self, peer: std::net::IpAddr) -> bool {
+        self.limits.trusted_proxies.iter().any(|range| range.contains(&peer))
+    }
+}
+
+// === impl Upstream ===
+
+impl Upstream {
+    /// Counts a request or connection in flight.
+    pub fn busy(self: &Rc<Self>) -> Busy {
+        self.active.set(self.active.get() + 1);
+        Busy(self.clone())
+    }
+
+    /// The endpoint answered.
+    pub fn succeeded(&self) {
+        self.failures.set(0);
+        self.ejected_until.set(None);
+    }
+
+    /// The endpoint could not be reached: leave it out for a while.
+    pub fn failed(&self, now: Instant) {
+        let failures = self.failures.get();
+        self.failures.set(failures.saturating_add(1));
+        let time = EJECTION.0.saturating_mul(1 << failures.min(8)).min(EJECTION.1);
+        self.ejected_until.set(Some(now + time));
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.active.set(self.0.active.get().saturating_sub(1));
+    }
+}
+
+// === impl LocalDrain ===
+
+impl LocalDrain {
+    /// Whether draining has begun.
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Begins draining.
+    pub fn begin(&self) {
+        self.draining.set(true);
+        self.notify.notify_waiters();
+    }
+
+    /// Waits until draining begins.
+    pub async fn begun(&self) {
+        let notified = self.notify.notified();
+        if !self.draining.get() {
+            notified.await;
+        }
+    }
+}
+
+// === impl ConnectionGuard ===
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        self.connections.set(self.connections.get() - 1);
+        if self.connections.get() == 0 {
+            self.idle.notify_waiters();
+        }
+    }
+}
