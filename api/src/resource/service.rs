@@ -60,8 +60,10 @@ pub struct ServicePort {
     pub port: NonZeroU16,
     /// Port at the addresses of nodes.
     pub node_port: Option<NonZeroU16>,
-    /// What the port speaks (S17.2).
+    /// What the port speaks (S17.2), inside TLS where that is terminated.
     pub protocol: AppProtocol,
+    /// TLS is terminated in front of `protocol`, with the certificate that the Service names.
+    pub terminate_tls: bool,
 }
 
 /// Type of a Service.
@@ -327,6 +329,7 @@ impl TryFrom<wire::ServicePort> for ServicePort {
             port: invalid::port("port", port.port)?,
             node_port: invalid::optional_port("node_port", port.node_port)?,
             protocol: AppProtocol::from_wire("app_protocol", port.app_protocol)?,
+            terminate_tls: port.terminate_tls,
         })
     }
 }
@@ -339,6 +342,7 @@ impl From<&ServicePort> for wire::ServicePort {
             port: port.port.get().into(),
             node_port: port.node_port.map_or(0, |port| port.get().into()),
             app_protocol: port.protocol.wire() as i32,
+            terminate_tls: port.terminate_tls,
         }
     }
 }
