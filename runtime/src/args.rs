@@ -49,8 +49,18 @@ impl Problems {
     }
 
     /// Notes a problem that is not one of parsing, such as two options that exclude each other.
+    ///
+    /// The same problem again is not noted again: one variable may be read by several subsystems.
     pub fn push(&mut self, field: impl Into<String>, message: impl Into<String>) {
-        self.found.push((field.into(), message.into()));
+        let problem = (field.into(), message.into());
+        if !self.found.contains(&problem) {
+            self.found.push(problem);
+        }
+    }
+
+    /// Each problem, as [`fmt::Display`] would write its line.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        self.found.iter().map(|(field, message)| format!("{field}: {message}"))
     }
 
     /// Whether none was noted.
