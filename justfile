@@ -27,6 +27,7 @@ lint:
 # Formats all code.
 fmt:
     cargo fmt --all
+    cargo fmt --manifest-path fuzz/Cargo.toml
 
 # Fuzzes every target, or the named ones.
 fuzz seconds="60" *targets:
