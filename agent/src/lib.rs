@@ -3,13 +3,17 @@
 //! Data flows `apply -> table -> listen -> route -> balance -> forward -> report`; modules are listed in the order in
 //! which they depend on each other, so what happens last to a connection comes first.
 
+/// What happened, told once.
+pub mod report;
 /// Which endpoint.
 pub mod balance;
+/// What a connection asks, compiled.
+pub mod table;
 /// To an endpoint and back.
 pub mod forward;
 /// What one worker owns.
 pub mod local;
-/// What happened, told once.
-pub mod report;
-/// What a connection asks, compiled.
-pub mod table;
+/// From a client to a decision.
+pub mod listen;
+/// From the discovery stream to a table.
+pub mod apply;

@@ -34,7 +34,7 @@ pub struct Table {
     /// DNS names of Services.
     pub names: Names,
     /// Which Pod owns an address.
-    pub workloads: Map<IpAddr, Arc<Workload>>,
+    pub workloads: Arc<Map<IpAddr, Arc<Workload>>>,
 }
 
 /// An address that clients dial.

@@ -51,6 +51,14 @@ impl Names {
         Err(Outcome::UnknownName)
     }
 
+    /// The targets of all names.
+    pub fn targets(&self) -> impl Iterator<Item = &Arc<Target>> {
+        self.services.values().flat_map(|named| match named {
+            Named::Service(ports) => ports.as_slice(),
+            Named::Alias(_) => &[],
+        })
+    }
+
     /// `service.namespace` of a host name.
     fn key(&self, host: &str, namespace: &str) -> Option<String> {
         let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
@@ -84,5 +92,102 @@ fn choose(ports: &[Arc<Target>], asked: Option<u16>, written: Option<u16>) -> Re
         (Some(target), _) => Ok(target),
         (None, Some(_)) => Err(Outcome::UnknownPort),
         (None, None) => ports.iter().find(http).ok_or(Outcome::UnknownPort),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use api::resource::{
+        name::NamespacedName,
+        service::{AppProtocol, Transport},
+    };
+
+    use super::*;
+    use crate::table::{Balance, Candidates, Terminate};
+
+    fn port(service: &str, namespace: &str, port: u16, protocol: AppProtocol) -> Arc<Target> {
+        Arc::new(Target {
+            service: NamespacedName::new(namespace, service),
+            port_name: "".into(),
+            port,
+            transport: Transport::Tcp,
+            protocol,
+            tls: Terminate::No,
+            balance: Balance::Random,
+            cluster: Candidates::default(),
+            local: Candidates::default(),
+            any_endpoint: false,
+            internal_local: false,
+            external_local: false,
+            local_overflow: false,
+            source_ranges: Box::default(),
+        })
+    }
+
+    fn names() -> Names {
+        let web = vec![port("web", "shop", 80, AppProtocol::Http), port("web", "shop", 9090, AppProtocol::Grpc)];
+        let db = vec![port("db", "shop", 5432, AppProtocol::Opaque)];
+        Names::new(
+            "cluster.local",
+            [
+                ("web.shop".to_owned(), Named::Service(web)),
+                ("db.shop".to_owned(), Named::Service(db)),
+                ("shortcut.default".to_owned(), Named::Alias("web.shop.svc.cluster.local".into())),
+                ("away.default".to_owned(), Named::Alias("example.com".into())),
+                ("loop.default".to_owned(), Named::Alias("loop.default.svc.cluster.local".into())),
+            ],
+        )
+    }
+
+    fn check(authority: &str, namespace: &str, expected: Result<u16, Outcome>) {
+        let names = names();
+        let found = names.resolve(authority, namespace, 8080).map(|target| target.port);
+        assert_eq!(found, expected, "{authority} in {namespace}");
+    }
+
+    #[test]
+    fn every_form_of_a_name_is_known() {
+        for form in ["web.shop", "web.shop.svc", "web.shop.svc.cluster.local", "WEB.Shop.SVC.Cluster.Local"] {
+            for dot in ["", "."] {
+                for port in ["", ":80", ":8080", ":"] {
+                    check(&format!("{form}{dot}{port}"), "default", Ok(80));
+                }
+            }
+        }
+        check("web", "shop", Ok(80));
+        check("web.shop:9090", "default", Ok(9090));
+        check("shortcut", "default", Ok(80));
+    }
+
+    #[test]
+    fn other_names_are_not() {
+        for name in [
+            "",
+            ".",
+            "web",
+            "web.",
+            "web.default",
+            "web.shop.pod",
+            "web.shop.svc.cluster",
+            "web.shop.svc.other.domain",
+            "web.shop.svc.cluster.local.example",
+            "web.shop.extra.svc.cluster.local",
+            "away",
+            "loop",
+            "[::1]:80",
+            "web.shop:x",
+            ".shop",
+            "web..svc",
+            "10.0.0.1",
+        ] {
+            check(name, "default", Err(Outcome::UnknownName));
+        }
+    }
+
+    #[test]
+    fn a_port_must_exist_and_speak_http() {
+        check("web.shop:81", "default", Err(Outcome::UnknownPort));
+        check("db.shop", "default", Err(Outcome::UnknownPort));
+        check("db.shop:5432", "default", Err(Outcome::UnknownPort));
     }
 }

@@ -1,0 +1,4 @@
+//! From the discovery stream to a table: the control loop of an agent.
+
+pub mod compile;
+pub mod resources;

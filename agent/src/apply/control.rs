@@ -1,0 +1,298 @@
+//! The control loop: one stream to a gateway, one table after the other. While no gateway answers, the last table stays
+//! in force without limit (S1.6).
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use api::{
+    delta::{
+        Changes, Violation,
+        client::{Client, Received},
+    },
+    proto::discovery::{WatchRequest, WatchResponse, discovery_service_client::DiscoveryServiceClient},
+};
+use runtime::{backoff::Backoff, drain, ready::Latch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+
+use super::{
+    compile::Compiler,
+    resources::{Dirty, Resources},
+};
+use crate::{
+    listen::open::{Fault, Listeners},
+    table::{Destination, Table},
+    worker::Workers,
+};
+
+/// A gateway that says nothing for this long after Hello is left for another one.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Without a verify interval from the gateway, a stream is silent for too long after this.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// Addresses that could not be opened are tried again this often.
+const RETRY_LISTENERS: Duration = Duration::from_secs(2);
+
+/// Acknowledgements under way. The gateway keeps at most four updates open.
+const OUTBOX: usize = 16;
+
+/// What the loop lets others see.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// The node's table, for the admin port.
+    pub table: Arc<Table>,
+    /// Commits applied since the start.
+    pub commits: u64,
+    /// When the newest one was applied.
+    pub applied: Option<SystemTime>,
+    /// Whether a stream is open.
+    pub connected: bool,
+    /// Addresses that are open.
+    pub listeners: usize,
+    /// Addresses that cannot be opened.
+    pub faults: BTreeMap<Destination, Fault>,
+    /// What is held, as the gateway counts it.
+    pub digests: api::delta::version::Digests,
+}
+
+/// Counters of the loop, for metrics.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Resources received, by whole or delta.
+    pub received: AtomicU64,
+    /// Resources refused.
+    pub rejected: AtomicU64,
+    /// Streams opened.
+    pub streams: AtomicU64,
+}
+
+/// The loop's own state.
+pub struct Control {
+    gateways: Vec<Endpoint>,
+    client: Client,
+    resources: Resources,
+    compiler: Compiler,
+    listeners: Listeners,
+    workers: Workers,
+    progress: watch::Sender<Progress>,
+    counters: Arc<Counters>,
+    first_commit: Option<Latch>,
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("cannot connect")]
+    Connect(#[from] tonic::transport::Error),
+    #[error("the gateway ended the stream: {0}")]
+    Status(#[from] Box<tonic::Status>),
+    #[error("the gateway closed the stream")]
+    Closed,
+    #[error("the gateway said goodbye: {0}")]
+    Goodbye(&'static str),
+    #[error("the gateway was silent for {0:?}")]
+    Silent(Duration),
+    #[error("protocol violation")]
+    Violation(#[from] Violation),
+}
+
+// === impl Control ===
+
+impl Control {
+    /// A loop that has not started.
+    ///
+    /// # Errors
+    /// When one of the gateways is not a URL.
+    pub fn new(
+        gateways: &[String],
+        client: Client,
+        compiler: Compiler,
+        workers: Workers,
+        first_commit: Latch,
+    ) -> Result<(Self, watch::Receiver<Progress>, Arc<Counters>), tonic::transport::Error> {
+        let endpoint = |url: &String| {
+            let endpoint = Endpoint::from_shared(url.clone())?;
+            let endpoint = endpoint
+                .connect_timeout(Duration::from_secs(3))
+                .http2_keep_alive_interval(Duration::from_secs(20))
+                .keep_alive_timeout(Duration::from_secs(10))
+                .keep_alive_while_idle(true)
+                .tcp_nodelay(true);
+            Ok(endpoint)
+        };
+        let (progress, seen) = watch::channel(Progress::default());
+        let counters = Arc::<Counters>::default();
+        let this = Self {
+            gateways: gateways.iter().map(endpoint).collect::<Result<_, tonic::transport::Error>>()?,
+            client,
+            resources: Resources::default(),
+            compiler,
+            listeners: Listeners::default(),
+            workers,
+            progress,
+            counters: counters.clone(),
+            first_commit: Some(first_commit),
+        };
+        Ok((this, seen, counters))
+    }
+
+    /// Runs until draining begins, then hands back the workers. Ends early, with `None`, only if a worker failed.
+    pub async fn run(mut self, mut drain: drain::Watch) -> Option<Workers> {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30), Duration::from_secs(10));
+        let mut next = fastrand::usize(..self.gateways.len().max(1));
+        loop {
+            let Some(gateway) = self.gateways.get(next % self.gateways.len().max(1)).cloned() else { break };
+            let uri = gateway.uri().clone();
+            let ended = tokio::select! {
+                () = drain.started() => break,
+                ended = self.stream(gateway, &mut backoff) => ended?,
+            };
+            let connected = self.progress.borrow().connected;
+            self.progress.send_modify(|progress| progress.connected = false);
+            let wait = backoff.next();
+            let source = std::error::Error::source(&ended).map(ToString::to_string);
+            // The first failure after a good stream is news; the attempts that follow are not.
+            if connected {
+                tracing::warn!(gateway = %uri, reason = source, "{ended}; serving the last state and connecting again");
+            } else {
+                tracing::info!(gateway = %uri, reason = source, ?wait, "{ended}; connecting again");
+            }
+            next = next.wrapping_add(1);
+            let mut retry = tokio::time::interval(RETRY_LISTENERS);
+            retry.tick().await;
+            let resume = Instant::now() + wait;
+            loop {
+                tokio::select! {
+                    () = drain.started() => return Some(self.workers),
+                    () = tokio::time::sleep_until(resume) => break,
+                    () = self.workers.failed() => return None,
+                    _ = retry.tick() => self.listen_again(),
+                }
+            }
+        }
+        Some(self.workers)
+    }
+
+    /// One stream, until it ends. `None` if a worker failed.
+    async fn stream(&mut self, gateway: Endpoint, backoff: &mut Backoff) -> Option<Ended> {
+        tokio::select! {
+            channel = gateway.connect() => match channel {
+                Ok(channel) => Some(match self.exchange(channel, backoff).await {
+                    Ok(()) => return None,
+                    Err(ended) => ended,
+                }),
+                Err(error) => Some(error.into()),
+            },
+            () = self.workers.failed() => None,
+        }
+    }
+
+    /// Moves frames between the stream and the protocol's state machine. `Ok` means that a worker failed.
+    async fn exchange(&mut self, channel: Channel, backoff: &mut Backoff) -> Result<(), Ended> {
+        let (outbox, requests) = mpsc::channel::<WatchRequest>(OUTBOX);
+        // The queue is empty and the receiver alive, so there is room.
+        let _ = outbox.try_send(self.client.hello());
+        let mut discovery = DiscoveryServiceClient::new(channel);
+        let open = discovery.watch(ReceiverStream::new(requests));
+        let opened = timeout(WELCOME_TIMEOUT, open).await.map_err(|_| Ended::Silent(WELCOME_TIMEOUT))?;
+        let mut inbox = opened.map_err(Box::new)?.into_inner();
+        self.counters.streams.fetch_add(1, Ordering::Relaxed);
+        let mut silence = WELCOME_TIMEOUT;
+        let mut retry = tokio::time::interval(RETRY_LISTENERS);
+        loop {
+            let message = tokio::select! {
+                message = timeout(silence, inbox.message()) => message.map_err(|_| Ended::Silent(silence))?,
+                _ = retry.tick() => {
+                    self.listen_again();
+                    continue;
+                }
+                () = self.workers.failed() => return Ok(()),
+            };
+            let response: WatchResponse = message.map_err(Box::new)?.ok_or(Ended::Closed)?;
+            let answer = match self.client.receive(response)? {
+                Received::Welcome(welcome) => {
+                    let interval = welcome.verify_interval.and_then(|interval| Duration::try_from(interval).ok());
+                    silence = interval.map_or(SILENCE, |interval| interval.saturating_mul(3).max(WELCOME_TIMEOUT));
+                    self.progress.send_modify(|progress| progress.connected = true);
+                    tracing::info!(replica = welcome.replica_id, "connected to the gateway");
+                    continue;
+                }
+                Received::Staged(answer) => answer,
+                Received::Commit(changes, _) => {
+                    backoff.healthy();
+                    self.commit(changes)
+                }
+                Received::Goodbye(goodbye) => return Err(Ended::Goodbye(goodbye.reason().as_str_name())),
+            };
+            if outbox.send(answer).await.is_err() {
+                return Err(Ended::Closed);
+            }
+        }
+    }
+
+    /// Applies a commit: resources, table, listeners, workers; then the acknowledgement.
+    fn commit(&mut self, changes: Changes) -> WatchRequest {
+        let empty = changes.set.is_empty() && changes.removed.is_empty();
+        self.counters.received.fetch_add(changes.set.len() as u64, Ordering::Relaxed);
+        let mut rejections = Vec::new();
+        if !empty {
+            let (refused, dirty) = self.resources.apply(changes);
+            for rejection in &refused {
+                tracing::warn!(resource = %rejection.key, "refused: {}", rejection.message);
+            }
+            self.counters.rejected.fetch_add(refused.len() as u64, Ordering::Relaxed);
+            rejections = refused;
+            self.publish(&dirty);
+        }
+        let answer = self.client.applied(&rejections);
+        let digests = *self.client.digests();
+        self.progress.send_modify(|progress| {
+            progress.commits += u64::from(!empty);
+            progress.applied = Some(SystemTime::now());
+            progress.digests = digests;
+        });
+        if let Some(latch) = self.first_commit.take() {
+            latch.release();
+        }
+        answer
+    }
+
+    fn publish(&mut self, dirty: &Dirty) {
+        let table = Arc::new(self.compiler.compile(&self.resources, dirty));
+        let steps = self.listeners.follow(&table, self.workers.count());
+        self.workers.publish(&table, steps);
+        self.show(table);
+    }
+
+    /// Tries the addresses again that could not be opened.
+    fn listen_again(&mut self) {
+        if self.listeners.faults().is_empty() {
+            return;
+        }
+        let table = self.progress.borrow().table.clone();
+        let steps = self.listeners.follow(&table, self.workers.count());
+        if !steps.is_empty() {
+            self.workers.publish(&table, steps);
+            self.show(table);
+        }
+    }
+
+    fn show(&self, table: Arc<Table>) {
+        self.progress.send_modify(|progress| {
+            progress.table = table;
+            progress.listeners = self.listeners.count();
+            progress.faults = self.listeners.faults().clone();
+        });
+    }
+}

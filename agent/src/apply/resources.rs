@@ -1,0 +1,195 @@
+//! The last good content of every resource. What is refused changes nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use api::{
+    delta::{Changes, Rejection},
+    resource::{
+        Key, Kind, Resource, certificate::Certificate, endpoint::Endpoint, name::NamespacedName, node::Node,
+        service::Service, settings::Settings, workload::Workload,
+    },
+};
+
+use crate::table::Map;
+
+/// Everything the agent was told, parsed.
+#[derive(Debug, Default)]
+pub struct Resources {
+    settings: Option<Settings>,
+    nodes: BTreeMap<Box<str>, Node>,
+    services: BTreeMap<Box<str>, Arc<Service>>,
+    /// Endpoints by Service, then by resource name.
+    endpoints: HashMap<NamespacedName, BTreeMap<Box<str>, Arc<Endpoint>>>,
+    /// Which Service an endpoint resource belonged to, for when it is removed or moves.
+    endpoint_owner: HashMap<Box<str>, NamespacedName>,
+    certificates: HashMap<Box<str>, Arc<Certificate>>,
+    workloads: Arc<Map<IpAddr, Arc<Workload>>>,
+    workload_names: HashMap<Box<str>, IpAddr>,
+}
+
+/// What a change touched, so that the rest need not be compiled again.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Dirty {
+    /// Services whose own content, endpoints or certificate changed.
+    pub services: BTreeSet<NamespacedName>,
+    /// Node or settings changed: everything depends on them.
+    pub all: bool,
+}
+
+// === impl Resources ===
+
+impl Resources {
+    /// Takes over a commit. Returns what was refused, and what must be compiled again.
+    pub fn apply(&mut self, changes: Changes) -> (Vec<Rejection>, Dirty) {
+        let mut rejections = Vec::new();
+        let mut dirty = Dirty::default();
+        for key in &changes.removed {
+            self.remove(key, &mut dirty);
+        }
+        for changed in changes.set {
+            let resource = Resource::decode(changed.key.kind, changed.body).and_then(|resource| {
+                // A resource that claims another name than it travels under would be unreachable by its removal.
+                let own = resource.key();
+                if own == changed.key {
+                    return Ok(resource);
+                }
+                Err(api::resource::invalid::Invalid::new("name", format!("is {} but the body says {own}", changed.key)))
+            });
+            match resource {
+                Ok(resource) => self.set(changed.key.name, resource, &mut dirty),
+                Err(invalid) => {
+                    let message = invalid.to_string();
+                    rejections.push(Rejection { key: changed.key, version: changed.version, message });
+                }
+            }
+        }
+        (rejections, dirty)
+    }
+
+    fn set(&mut self, name: Box<str>, resource: Resource, dirty: &mut Dirty) {
+        match resource {
+            Resource::Settings(settings) => {
+                self.settings = Some(settings);
+                dirty.all = true;
+            }
+            Resource::Node(node) => {
+                self.nodes.insert(name, node);
+                dirty.all = true;
+            }
+            Resource::Service(service) => {
+                dirty.services.insert(service.name.clone());
+                self.services.insert(name, Arc::from(service));
+            }
+            Resource::Endpoint(endpoint) => {
+                self.forget_endpoint(&name, dirty);
+                dirty.services.insert(endpoint.service.clone());
+                self.endpoint_owner.insert(name.clone(), endpoint.service.clone());
+                self.endpoints.entry(endpoint.service.clone()).or_default().insert(name, Arc::from(endpoint));
+            }
+            Resource::Certificate(certificate) => {
+                self.certificate_changed(&certificate.name, dirty);
+                self.certificates.insert(name, Arc::new(certificate));
+            }
+            Resource::Workload(workload) => {
+                self.workload_names.insert(name, workload.address);
+                Arc::make_mut(&mut self.workloads).insert(workload.address, Arc::new(workload));
+            }
+        }
+    }
+
+    fn remove(&mut self, key: &Key, dirty: &mut Dirty) {
+        match key.kind {
+            Kind::Settings => {
+                self.settings = None;
+                dirty.all = true;
+            }
+            Kind::Node => {
+                self.nodes.remove(&key.name);
+                dirty.all = true;
+            }
+            Kind::Service => {
+                if let Some(service) = self.services.remove(&key.name) {
+                    dirty.services.insert(service.name.clone());
+                }
+            }
+            Kind::Endpoint => self.forget_endpoint(&key.name, dirty),
+            Kind::Certificate => {
+                if let Some(certificate) = self.certificates.remove(&key.name) {
+                    self.certificate_changed(&certificate.name, dirty);
+                }
+            }
+            Kind::Workload => {
+                if let Some(address) = self.workload_names.remove(&key.name) {
+                    Arc::make_mut(&mut self.workloads).remove(&address);
+                }
+            }
+        }
+    }
+
+    fn forget_endpoint(&mut self, name: &str, dirty: &mut Dirty) {
+        let Some(service) = self.endpoint_owner.remove(name) else { return };
+        if let Some(endpoints) = self.endpoints.get_mut(&service) {
+            endpoints.remove(name);
+            if endpoints.is_empty() {
+                self.endpoints.remove(&service);
+            }
+        }
+        dirty.services.insert(service);
+    }
+
+    fn certificate_changed(&self, name: &NamespacedName, dirty: &mut Dirty) {
+        let users = self.services.values().filter(|service| service.tls_secret.as_ref() == Some(name));
+        dirty.services.extend(users.map(|service| service.name.clone()));
+    }
+
+    /// Settings, if they were sent.
+    pub fn settings(&self) -> Option<&Settings> {
+        self.settings.as_ref()
+    }
+
+    /// A node by name.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(name)
+    }
+
+    /// All nodes, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    /// All Services, in the order of their names.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// The endpoints of a Service, in the order of their resource names.
+    pub fn endpoints(&self, service: &NamespacedName) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints.get(service).into_iter().flat_map(|endpoints| endpoints.values().map(|endpoint| &**endpoint))
+    }
+
+    /// A certificate by the name of its Secret.
+    pub fn certificate(&self, name: &NamespacedName) -> Option<&Arc<Certificate>> {
+        self.certificates.get(name.to_string().as_str())
+    }
+
+    /// Pods by address.
+    pub fn workloads(&self) -> &Arc<Map<IpAddr, Arc<Workload>>> {
+        &self.workloads
+    }
+
+    /// Resources held, by kind, for metrics.
+    pub fn counts(&self) -> [(Kind, usize); 6] {
+        [
+            (Kind::Settings, usize::from(self.settings.is_some())),
+            (Kind::Node, self.nodes.len()),
+            (Kind::Service, self.services.len()),
+            (Kind::Endpoint, self.endpoint_owner.len()),
+            (Kind::Certificate, self.certificates.len()),
+            (Kind::Workload, self.workloads.len()),
+        ]
+    }
+}

@@ -1,0 +1,251 @@
+//! Options of an agent, as typed and as used.
+
+use std::{num::NonZeroU16, time::Duration};
+
+use clap::Args as ClapArgs;
+use ipnet::IpNet;
+use runtime::args::{self, Problems};
+
+use crate::{apply::compile::Here, local::Limits, report::access_log::AccessLog};
+
+/// Options as typed. They are strings so that all mistakes can be reported together.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Args {
+    /// Discovery address of a gateway replica; may be repeated or separated by commas
+    #[arg(
+        long,
+        env = "PORTICO_GATEWAY",
+        value_name = "URL",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:18000"
+    )]
+    pub gateway: Vec<String>,
+    /// Name of this node's Node object [default: $NODE_NAME, else the host name]
+    #[arg(long, env = "PORTICO_NODE", value_name = "NAME")]
+    pub node: Option<String>,
+    /// Where live, ready, metrics and debug answer [default: the node's address, port 18081]
+    #[arg(long, env = "PORTICO_ADMIN_LISTEN", value_name = "ADDR:PORT")]
+    pub admin_listen: Option<String>,
+    /// Options of the data plane.
+    #[command(flatten)]
+    pub data_plane: DataPlaneArgs,
+}
+
+/// Options that standalone shares with the agent.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct DataPlaneArgs {
+    /// Shared HTTP port, routed by DNS name; 0 turns it off
+    #[arg(long, env = "PORTICO_HTTP_PORT", value_name = "PORT")]
+    pub http_port: Option<String>,
+    /// Ranges of the node's addresses at which NodePorts answer [default: all of the node's addresses]
+    #[arg(
+        long,
+        env = "PORTICO_NODE_PORT_ADDRESSES",
+        value_name = "CIDR,…",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub node_port_addresses: String,
+    /// Data-plane threads [default: number of cores]
+    #[arg(long, env = "PORTICO_WORKERS", value_name = "N")]
+    pub workers: Option<String>,
+    /// How long connections may finish after a request to stop
+    #[arg(long, env = "PORTICO_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s")]
+    pub drain_timeout: String,
+    /// Peers whose X-Forwarded-For and trace context are believed [default: none]
+    #[arg(long, env = "PORTICO_TRUSTED_PROXIES", value_name = "CIDR,…", default_value = "", hide_default_value = true)]
+    pub trusted_proxies: String,
+    /// Which connections and requests are logged to standard output: off, errors or all
+    #[arg(long, env = "PORTICO_ACCESS_LOG", value_name = "MODE", default_value = "off")]
+    pub access_log: String,
+    /// Connections open at once, over all workers
+    #[arg(long, env = "PORTICO_MAX_CONNECTIONS", value_name = "N", default_value = "65536")]
+    pub max_connections: String,
+    /// UDP flows open at once, over all workers
+    #[arg(long, env = "PORTICO_MAX_UDP_FLOWS", value_name = "N", default_value = "16384")]
+    pub max_udp_flows: String,
+    /// Time for the head of a request and for a TLS handshake
+    #[arg(long, env = "PORTICO_HEADER_TIMEOUT", value_name = "DURATION", default_value = "15s")]
+    pub header_timeout: String,
+    /// Time between requests on a kept-alive connection
+    #[arg(long, env = "PORTICO_IDLE_TIMEOUT", value_name = "DURATION", default_value = "10m")]
+    pub idle_timeout: String,
+    /// Time for one attempt to connect to an endpoint
+    #[arg(long, env = "PORTICO_CONNECT_TIMEOUT", value_name = "DURATION", default_value = "2s")]
+    pub connect_timeout: String,
+    /// Time to the head of an endpoint's answer
+    #[arg(long, env = "PORTICO_RESPONSE_TIMEOUT", value_name = "DURATION", default_value = "5m")]
+    pub response_timeout: String,
+    /// Time without a byte on a TCP or WebSocket connection
+    #[arg(long, env = "PORTICO_TCP_IDLE_TIMEOUT", value_name = "DURATION", default_value = "24h")]
+    pub tcp_idle_timeout: String,
+    /// Endpoints tried for one connection or request
+    #[arg(long, env = "PORTICO_ATTEMPTS", value_name = "N", default_value = "3")]
+    pub attempts: String,
+    /// Bytes of a request's head
+    #[arg(long, env = "PORTICO_MAX_HEADER_BYTES", value_name = "BYTES", default_value = "64KiB")]
+    pub max_header_bytes: String,
+    /// Headers of a request
+    #[arg(long, env = "PORTICO_MAX_HEADERS", value_name = "N", default_value = "100")]
+    pub max_headers: String,
+}
+
+/// Options as used.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Discovery addresses of the gateway's replicas.
+    pub gateways: Vec<String>,
+    /// Where the admin port listens; `None` means at the node's address.
+    pub admin_listen: Option<std::net::SocketAddr>,
+    /// Data-plane threads.
+    pub workers: usize,
+    /// What decides the table.
+    pub here: Here,
+    /// Limits of the data plane, per worker.
+    pub limits: Limits,
+    /// What is logged.
+    pub access_log: AccessLog,
+}
+
+/// Options of the data plane, as used by each agent of a process.
+#[derive(Clone, Debug)]
+pub struct DataPlane {
+    /// The shared HTTP port, if the option was given.
+    pub http_port: Option<Option<NonZeroU16>>,
+    /// Where NodePorts answer.
+    pub node_port_addresses: Vec<IpNet>,
+    /// Data-plane threads.
+    pub workers: usize,
+    /// Limits, per worker.
+    pub limits: Limits,
+    /// What is logged.
+    pub access_log: AccessLog,
+}
+
+// === impl Args ===
+
+impl Args {
+    /// Checks every option; `None` if `problems` got an entry. `host` is used where no node is named.
+    pub fn parse(&self, problems: &mut Problems, node_name: Option<String>, host: &str) -> Option<Config> {
+        let data_plane = self.data_plane.parse(problems);
+        let url = |raw: &str| match raw.parse::<http::Uri>() {
+            Ok(uri) if uri.scheme_str() == Some("http") && uri.authority().is_some() => Ok(raw.to_owned()),
+            Ok(_) | Err(_) => Err("is not a URL of scheme http".to_owned()),
+        };
+        let gateways: Option<Vec<String>> = self
+            .gateway
+            .iter()
+            .map(|raw| problems.value("--gateway", raw, url, "a URL such as http://127.0.0.1:18000"))
+            .collect();
+        let admin_listen = match &self.admin_listen {
+            Some(raw) => Some(problems.value(
+                "--admin-listen",
+                raw,
+                args::socket_addr,
+                "an address with port, such as 10.0.0.1:18081",
+            )?),
+            None => None,
+        };
+        let data_plane = data_plane?;
+        Some(Config {
+            gateways: gateways?,
+            admin_listen,
+            workers: data_plane.workers,
+            here: Here {
+                node: self.node.clone().or(node_name).unwrap_or_else(|| host.to_owned()),
+                node_port_addresses: data_plane.node_port_addresses,
+                http_port: data_plane.http_port.flatten(),
+            },
+            limits: data_plane.limits,
+            access_log: data_plane.access_log,
+        })
+    }
+}
+
+// === impl DataPlaneArgs ===
+
+impl DataPlaneArgs {
+    /// Checks every option; `None` if `problems` got an entry.
+    pub fn parse(&self, problems: &mut Problems) -> Option<DataPlane> {
+        const DURATION: &str = "a number with unit, such as 30s or 5m";
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let http_port = self.http_port.as_ref().map(|raw| {
+            problems.value("--http-port", raw, args::number(0..=u16::MAX), "a port from 1 to 65535, or 0 for none")
+        });
+        let workers = self.workers.as_ref().map_or(Some(cores), |raw| {
+            problems.value("--workers", raw, args::number(1..=1024), "a number from 1 to 1024")
+        });
+        let mut cidrs = |field, raw: &str| {
+            problems.value(field, raw, args::cidr_list, "networks separated by commas, such as 10.0.0.0/8,fd00::/8")
+        };
+        let node_port_addresses = cidrs("--node-port-addresses", &self.node_port_addresses);
+        let trusted_proxies = cidrs("--trusted-proxies", &self.trusted_proxies);
+        let mut duration = |field, raw: &str| {
+            let positive = |raw: &str| match args::duration(raw) {
+                Ok(Duration::ZERO) => Err("is zero".to_owned()),
+                other => other,
+            };
+            problems.value(field, raw, positive, DURATION)
+        };
+        let drain_timeout = duration("--drain-timeout", &self.drain_timeout);
+        let header_timeout = duration("--header-timeout", &self.header_timeout);
+        let idle_timeout = duration("--idle-timeout", &self.idle_timeout);
+        let connect_timeout = duration("--connect-timeout", &self.connect_timeout);
+        let response_timeout = duration("--response-timeout", &self.response_timeout);
+        let tcp_idle_timeout = duration("--tcp-idle-timeout", &self.tcp_idle_timeout);
+        let number = args::number(1..=10_000_000u32);
+        let mut count = |field, raw: &str| problems.value(field, raw, &number, "a number from 1 to 10000000");
+        let connections = count("--max-connections", &self.max_connections);
+        let flows = count("--max-udp-flows", &self.max_udp_flows);
+        let attempts = problems.value("--attempts", &self.attempts, args::number(1..=16), "a number from 1 to 16");
+        let headers =
+            problems.value("--max-headers", &self.max_headers, args::number(1..=10_000), "a number from 1 to 10000");
+        let header_bytes = problems.value(
+            "--max-header-bytes",
+            &self.max_header_bytes,
+            |raw| {
+                args::bytes(raw).and_then(|bytes| match bytes {
+                    8_192..=1_048_576 => Ok(bytes as usize),
+                    _ => Err("is out of range".to_owned()),
+                })
+            },
+            "a size from 8KiB to 1MiB",
+        );
+        let access_log = problems.value(
+            "--access-log",
+            &self.access_log,
+            args::one_of(&["off", "errors", "all"]),
+            "off, errors or all",
+        );
+        let workers = workers?;
+        let share = |total: u32| (total as usize).div_ceil(workers);
+        Some(DataPlane {
+            http_port: match http_port {
+                Some(port) => Some(NonZeroU16::new(port?)),
+                None => None,
+            },
+            node_port_addresses: node_port_addresses?,
+            workers,
+            limits: Limits {
+                header_timeout: header_timeout?,
+                idle_timeout: idle_timeout?,
+                connect_timeout: connect_timeout?,
+                response_timeout: response_timeout?,
+                tcp_idle_timeout: tcp_idle_timeout?,
+                udp_idle_timeout: (Duration::from_secs(30), Duration::from_secs(120)),
+                attempts: attempts?,
+                header_bytes: header_bytes?,
+                headers: headers?,
+                connections: share(connections?) as u32,
+                flows: share(flows?),
+                trusted_proxies: trusted_proxies?,
+                drain_timeout: drain_timeout?,
+            },
+            access_log: match access_log? {
+                "errors" => AccessLog::Errors,
+                "all" => AccessLog::All,
+                _ => AccessLog::Off,
+            },
+        })
+    }
+}

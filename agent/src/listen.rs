@@ -1,0 +1,4 @@
+//! From a client to a decision.
+
+pub mod open;
+pub mod socket;

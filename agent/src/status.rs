@@ -1,0 +1,137 @@
+//! What the agent says of itself: one status stream to every replica of the gateway, so that any of them can answer
+//! load balancers. A stream that ends is opened again; the lease bridges the gap.
+
+use std::time::{Duration, SystemTime};
+
+use api::{
+    delta::version::Digests,
+    proto::node::{
+        NodeServingState, NodeStatus, ReportNodeStatusRequest, ServiceFault,
+        node_status_service_client::NodeStatusServiceClient,
+    },
+    resource::Kind,
+};
+use runtime::{backoff::Backoff, drain};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Endpoint;
+
+use crate::{apply::control::Progress, table::FrontendKind};
+
+/// Pace until the gateway sets another one.
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Who reports.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Name of the node.
+    pub node: String,
+    /// New at each start of the agent.
+    pub instance: String,
+}
+
+/// Facts that the verdict on this agent depends on.
+#[derive(Clone, Debug, PartialEq)]
+struct Facts {
+    state: NodeServingState,
+    since: SystemTime,
+    digests: Digests,
+    listeners: usize,
+    faults: Vec<ServiceFault>,
+}
+
+/// Reports to one replica until draining is over.
+pub async fn report(
+    gateway: Endpoint,
+    identity: Identity,
+    mut progress: watch::Receiver<Progress>,
+    drain: drain::Watch,
+) {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10), Duration::from_secs(10));
+    loop {
+        // The reason is logged by the discovery stream to the same replica; here it would be said twice.
+        let _ = stream(&gateway, &identity, &mut progress, drain.clone(), &mut backoff).await;
+        tokio::time::sleep(backoff.next()).await;
+    }
+}
+
+async fn stream(
+    gateway: &Endpoint,
+    identity: &Identity,
+    progress: &mut watch::Receiver<Progress>,
+    mut drain: drain::Watch,
+    backoff: &mut Backoff,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let channel = gateway.connect().await?;
+    let (outbox, requests) = mpsc::channel(4);
+    let mut sequence = 1;
+    let mut said = facts(&progress.borrow_and_update(), drain.is_draining(), None);
+    outbox.send(message(sequence, Some(&said), identity)).await?;
+    let mut inbox =
+        NodeStatusServiceClient::new(channel).report_node_status(ReceiverStream::new(requests)).await?.into_inner();
+    let mut interval = REPORT_INTERVAL;
+    let mut renew = Instant::now() + interval;
+    loop {
+        let was_draining = drain.is_draining();
+        tokio::select! {
+            response = inbox.message() => {
+                let Some(response) = response? else { return Ok(()) };
+                backoff.healthy();
+                if let Some(told) = response.report_interval.and_then(|told| Duration::try_from(told).ok()) {
+                    interval = told.max(Duration::from_millis(100));
+                    renew = renew.min(Instant::now() + interval);
+                }
+                continue;
+            }
+            changed = progress.changed() => changed?,
+            () = drain.started(), if !was_draining => {}
+            () = tokio::time::sleep_until(renew) => {}
+        }
+        let now = facts(&progress.borrow_and_update(), drain.is_draining(), Some(&said));
+        sequence += 1;
+        // Whatever changed is said at once; otherwise the lease is renewed, which costs a few bytes.
+        let status = (now != said || sequence % 12 == 0).then_some(&now);
+        outbox.send(message(sequence, status, identity)).await?;
+        said = now;
+        renew = Instant::now() + interval;
+    }
+}
+
+fn facts(progress: &Progress, draining: bool, before: Option<&Facts>) -> Facts {
+    let state = match (draining, progress.applied) {
+        (true, _) => NodeServingState::Draining,
+        (false, None) => NodeServingState::Starting,
+        (false, Some(_)) => NodeServingState::Serving,
+    };
+    let since = before.filter(|before| before.state == state).map_or_else(SystemTime::now, |before| before.since);
+    let faults = progress.faults.iter().filter(|(_, fault)| fault.kind == FrontendKind::NodePort);
+    let faults = faults.filter_map(|(destination, fault)| {
+        Some(ServiceFault {
+            service: fault.service.as_ref()?.to_string(),
+            node_port: destination.address.port().into(),
+            reason: fault.reason.to_owned(),
+            fault_since: Some(fault.since.into()),
+            message: fault.message.clone(),
+        })
+    });
+    Facts { state, since, digests: progress.digests, listeners: progress.listeners, faults: faults.collect() }
+}
+
+fn message(sequence: u64, facts: Option<&Facts>, identity: &Identity) -> ReportNodeStatusRequest {
+    let status = facts.map(|facts| NodeStatus {
+        node_name: identity.node.clone(),
+        instance_id: identity.instance.clone(),
+        state: facts.state as i32,
+        reason: String::new(),
+        state_since: Some(facts.since.into()),
+        applied_position: None,
+        held: facts.digests.to_wire(Kind::ALL),
+        faults: facts.faults.clone(),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        open_listeners: facts.listeners as u32,
+    });
+    ReportNodeStatusRequest { sequence, status }
+}

@@ -1,0 +1,248 @@
+//! Workers: one OS thread each, with a current-thread runtime and everything it needs of its own. Commands arrive in
+//! order, so a worker has the table of a listener before it has the listener.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    net::{SocketAddr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket},
+    rc::Rc,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::{
+        mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+        oneshot, watch,
+    },
+    task::LocalSet,
+    time::MissedTickBehavior,
+};
+
+use crate::{
+    listen::{self, open::Step, socket::Listening},
+    local::{Limits, Local},
+    report::export::WorkerReporting,
+    table::{Destination, Table},
+};
+
+/// How often a worker reads the clock, hands over records and looks for what timed out.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How long accepting pauses when the process has no descriptors left: long enough not to spin, short enough not to
+/// be felt once one is free.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// All workers of an agent.
+#[derive(Debug)]
+pub struct Workers {
+    workers: Vec<Worker>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    commands: UnboundedSender<Command>,
+    thread: thread::JoinHandle<()>,
+    ended: oneshot::Receiver<()>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Swap(Arc<Table>, Arc<HashSet<SocketAddr>>),
+    Open(Destination, Listening),
+    Close(Destination),
+    Drain,
+}
+
+/// A listener of one worker. Dropping it ends its loop.
+struct Open(#[allow(dead_code, reason = "dropping the sender is the message")] watch::Sender<()>);
+
+// === impl Workers ===
+
+impl Workers {
+    /// Starts one worker for each reporter.
+    ///
+    /// # Errors
+    /// When a thread or its runtime cannot be started.
+    pub fn start(limits: Limits, reporting: Vec<WorkerReporting>, node: &str) -> io::Result<Self> {
+        let limits = Arc::new(limits);
+        let start = |(index, reporting): (usize, WorkerReporting)| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let (commands, inbox) = unbounded_channel();
+            let (done, ended) = oneshot::channel();
+            let limits = limits.clone();
+            let thread = thread::Builder::new().name(format!("worker-{index} {node}")).spawn(move || {
+                let local = Rc::new(Local::new(limits, Rc::new(reporting.into_reporter()), Arc::default()));
+                LocalSet::new().block_on(&runtime, run(local, inbox));
+                // Nobody listens when the agent was dropped instead of drained.
+                let _ = done.send(());
+            })?;
+            Ok(Worker { commands, thread, ended })
+        };
+        let workers = reporting.into_iter().enumerate().map(start).collect::<io::Result<_>>()?;
+        Ok(Self { workers })
+    }
+
+    /// Number of workers.
+    pub fn count(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Gives every worker the new table, then the changes of listeners.
+    pub fn publish(&self, table: &Arc<Table>, steps: Vec<Step>) {
+        let known: Arc<HashSet<SocketAddr>> = Arc::new(known(table));
+        self.each(|| Command::Swap(table.clone(), known.clone()));
+        for step in steps {
+            match step {
+                Step::Close(destination) => self.each(|| Command::Close(destination)),
+                Step::Open(destination, sockets) => {
+                    for (worker, socket) in self.workers.iter().zip(sockets) {
+                        // A worker that ended is noticed where its end is awaited.
+                        let _ = worker.commands.send(Command::Open(destination, socket));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Stops accepting, lets connections finish until the deadline of the limits, and waits for the workers to end.
+    pub async fn drain(self) {
+        self.each(|| Command::Drain);
+        for worker in self.workers {
+            drop(worker.commands);
+            // An error means that the worker ended without a word, which joining reports below.
+            let _ = worker.ended.await;
+            if worker.thread.join().is_err() {
+                tracing::error!("a worker panicked");
+            }
+        }
+    }
+
+    /// Waits until a worker ends, which none does before it is drained.
+    pub async fn failed(&mut self) {
+        let ends = self.workers.iter_mut().map(|worker| &mut worker.ended);
+        futures::future::select_all(ends).await;
+    }
+
+    fn each(&self, command: impl Fn() -> Command) {
+        for worker in &self.workers {
+            let _ = worker.commands.send(command());
+        }
+    }
+}
+
+/// Every endpoint address that a table may dial.
+fn known(table: &Table) -> HashSet<SocketAddr> {
+    let targets = table.frontends.values().filter_map(|frontend| frontend.target.as_ref()).chain(table.names.targets());
+    let candidates = targets.flat_map(|target| [&target.cluster, &target.local]);
+    candidates.flat_map(|candidates| &candidates.backends).map(|backend| backend.address).collect()
+}
+
+async fn run(local: Rc<Local>, mut inbox: UnboundedReceiver<Command>) {
+    let mut listeners: HashMap<Destination, Open> = HashMap::new();
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        tokio::select! {
+            command = inbox.recv() => match command {
+                Some(Command::Swap(table, known)) => local.swap(table, |address| known.contains(address)),
+                Some(Command::Open(destination, socket)) => match open(&local, destination, socket) {
+                    Ok(listener) => {
+                        listeners.insert(destination, listener);
+                    }
+                    Err(error) => tracing::error!(address = %destination.address, "cannot register a socket: {error}"),
+                },
+                Some(Command::Close(destination)) => {
+                    listeners.remove(&destination);
+                }
+                Some(Command::Drain) | None => break,
+            },
+            now = tick.tick() => local.tick(now.into_std()),
+        }
+    }
+    drop(listeners);
+    local.drain.begin();
+    let deadline = tokio::time::sleep(local.limits.drain_timeout);
+    tokio::pin!(deadline);
+    loop {
+        tokio::select! {
+            () = local.emptied() => break,
+            () = &mut deadline => {
+                tracing::warn!(connections = local.connections(), "drain deadline passed; closing what is left");
+                break;
+            }
+            now = tick.tick() => local.tick(now.into_std()),
+        }
+    }
+    local.tick(Instant::now());
+}
+
+fn open(local: &Rc<Local>, destination: Destination, socket: Listening) -> io::Result<Open> {
+    let (open, closed) = watch::channel(());
+    match socket {
+        Listening::Tcp(listener) => {
+            let listener = tcp(listener)?;
+            tokio::task::spawn_local(accept(local.clone(), listener, destination.address, closed));
+        }
+        Listening::Udp(socket) => {
+            let socket = udp(socket)?;
+            let closed = async move {
+                let mut closed = closed;
+                // An error is the message: the sender was dropped.
+                let _ = closed.changed().await;
+            };
+            tokio::task::spawn_local(listen::udp::serve(local.clone(), socket, destination.address, closed));
+        }
+    }
+    Ok(Open(open))
+}
+
+fn tcp(listener: StdTcpListener) -> io::Result<TcpListener> {
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+fn udp(socket: StdUdpSocket) -> io::Result<UdpSocket> {
+    socket.set_nonblocking(true)?;
+    UdpSocket::from_std(socket)
+}
+
+/// Accepts until the listener is closed, then empties its backlog: those clients are connected as far as they know.
+async fn accept(local: Rc<Local>, listener: TcpListener, destination: SocketAddr, mut closed: watch::Receiver<()>) {
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => serve(&local, stream, peer, destination),
+                Err(error) if is_about_one_connection(&error) => {}
+                Err(error) => {
+                    tracing::warn!(address = %destination, "cannot accept: {error}; trying again");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            _ = closed.changed() => break,
+        }
+    }
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok((stream, peer)) = listener.accept() {
+        let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+        if let Ok(stream) = stream {
+            serve(&local, stream, peer, destination);
+        }
+    }
+}
+
+fn serve(local: &Rc<Local>, stream: TcpStream, peer: SocketAddr, destination: SocketAddr) {
+    // Over the limit the connection is closed at once: the client learns, and the listener does not fill up.
+    let Some(guard) = local.admit() else { return };
+    tokio::task::spawn_local(listen::tcp::serve(local.clone(), stream, peer, destination, guard));
+}
+
+/// Errors of accept(2) that belong to the connection that came, not to the listener.
+fn is_about_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+    )
+}
