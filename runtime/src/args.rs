@@ -1,7 +1,7 @@
 //! Option values: parsed once, at the edge, with every problem reported in one run.
 //!
 //! clap knows the names, help, defaults and environment variables; all values reach us as text. Each subsystem turns
-//! its group of options into a typed config through one shared [`Problems`], so a user with three wrong values
+//! its group of options into a typed config through one shared `Problems`, so a user with three wrong values
 //! learns of three.
 
 pub mod log;
@@ -24,8 +24,8 @@ impl Problems {
 
     /// Parses one value. A failure is noted as `FIELD: "RAW" FAILURE; EXPECTED` and gives `None`.
     ///
-    /// `field` is what the user typed, such as `--drain-timeout`. `parse` fails with the rest of a sentence whose subject is
-    /// the value, such as `is not a duration`; those in [`parse`] do. `expected` says what would be right, such as
+    /// `field` is what the user typed, such as `--drain-timeout`. `parse` fails with the rest of a sentence whose subject
+    /// is the value, such as `is not a duration`; those in [`parse`] do. `expected` says what would be right, such as
     /// `give a number with unit, such as 30s`, and may be empty.
     pub fn value<T>(
         &mut self,

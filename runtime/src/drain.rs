@@ -1,11 +1,11 @@
 //! Draining: tells everything that works to finish, and knows when it has.
 //!
-//! [`channel`] makes a pair. The [`Trigger`] stays with whoever decides that the process ends. The [`Watch`] is cloned
-//! into everything that accepts work: it waits for [`Watch::started`], stops accepting, and keeps a [`Guard`] for as
+//! `channel` makes a pair. The `Trigger` stays with whoever decides that the process ends. The `Watch` is cloned
+//! into everything that accepts work: it waits for `Watch::started`, stops accepting, and keeps a `Guard` for as
 //! long as work is in flight. Draining ends when the last guard drops, so there is no counter that a forgotten branch
 //! could leave too high, and a task that panics gives its guard back as well.
 //!
-//! Deadlines are not decided here; see [`crate::shutdown::drain`].
+//! Deadlines are not decided here; see `crate::shutdown::drain`.
 
 use tokio::sync::watch;
 

@@ -1,6 +1,6 @@
 //! Readiness: named latches, all of which must be released before the process takes traffic.
 //!
-//! Each part of a process that others must wait for takes a [`Latch`] while the process is wired and releases it when
+//! Each part of a process that others must wait for takes a `Latch` while the process is wired and releases it when
 //! its first work is done. What is missing can be asked by name, because "not ready" alone helps nobody.
 
 use std::sync::Arc;

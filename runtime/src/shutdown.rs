@@ -19,7 +19,8 @@ pub enum Ended {
 /// Completes on the first SIGTERM or SIGINT after the call, with the name of the signal.
 ///
 /// From the first poll on, these signals no longer end the process by themselves: the caller must.
-/// Where the operating system refuses the handler the signals keep their usual effect, which is logged, and this never completes.
+/// Where the operating system refuses the handlers the signals keep their usual effect: that is logged, and this never
+/// completes.
 pub async fn signal() -> &'static str {
     let listening = listen(SignalKind::terminate()).and_then(|terminate| {
         let interrupt = listen(SignalKind::interrupt())?;

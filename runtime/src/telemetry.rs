@@ -1,12 +1,12 @@
 //! Telemetry: the log, and per component a tracer, a meter, a logger and a registry.
 //!
 //! A process may hold several components, such as a gateway and three agents, which must not share names or numbers. So
-//! nothing here is global but the log subscriber: a [`Component`] owns its providers, and whoever has no component
+//! nothing here is global but the log subscriber: a `Component` owns its providers, and whoever has no component
 //! cannot record anything. Metrics can always be scraped from the component's registry; what is exported over OTLP, and
-//! where to, is up to the standard `OTEL_*` variables ([`settings`]).
+//! where to, is up to the standard `OTEL_*` variables (`settings`).
 //!
 //! The path of a request never waits for a collector: a span goes into a bounded queue or is counted as lost
-//! ([`account`]). Exports run on threads of the SDK with a tokio runtime of their own ([`export`]).
+//! (`account`). Exports run on threads of the SDK with a tokio runtime of their own (`export`).
 
 pub mod account;
 mod export;

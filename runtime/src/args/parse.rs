@@ -19,7 +19,7 @@ pub const SOCKET_ADDR: &str = "give both, such as 0.0.0.0:18080 or [::]:18080";
 pub const CIDR_LIST: &str = "give networks separated by commas, such as 10.0.0.0/8,fd00::/8";
 /// What [`port_range`] expects.
 pub const PORT_RANGE: &str = "give the first and the last port, such as 30000-32767";
-/// What [`bytes`] expects.
+/// What [`bytes()`] expects.
 pub const BYTES: &str = "give a number with unit, such as 64KiB";
 
 /// Units of a duration with their length in nanoseconds. A longer unit stands before one that begins it.

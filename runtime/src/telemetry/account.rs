@@ -1,7 +1,7 @@
 //! What became of every span: the SDK counts only some losses and tells nobody.
 //!
-//! The invariant is `ended = pending + exported + lost`, read when nothing is in motion. A span enters as pending when it
-//! ends and leaves when the export of its batch is over, so the bound of the queue holds for the batch under way too.
+//! The invariant is `ended = pending + exported + lost`, read when nothing is in motion. A span enters as pending when
+//! it ends and leaves when the export of its batch is over, so the bound of the queue holds for the batch under way too.
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{AsyncInstrument, Meter};

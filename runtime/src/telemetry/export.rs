@@ -1,8 +1,8 @@
 //! Wrappers around the SDK's exporters and its span processor: they give exports a runtime and a bound in time, and
 //! account for what is lost.
 //!
-//! The SDK exports from threads of its own, which know no tokio runtime, while gRPC and HTTP need one. [`Reactor`] is that
-//! runtime. It does not matter where, or whether, the rest of the process runs tokio: not even a blocked worker delays
+//! The SDK exports from threads of its own, which know no tokio runtime, while gRPC and HTTP need one. [`Reactor`] is
+//! that runtime. It does not matter where, or whether, the rest of the process runs tokio: not even a blocked worker delays
 //! an export.
 
 use super::account::{Account, Loss, Notice};

@@ -2,9 +2,11 @@
 
 use crate::args::log::{Format, LogConfig};
 use std::io::IsTerminal;
+use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
@@ -26,13 +28,20 @@ const NOISY: [&str; 9] = [
 /// # Errors
 /// If there already is one.
 pub fn init_logging(config: LogConfig) -> Result<(), TryInitError> {
-    let filter = quiet(config.level);
-    let to_stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let layer = match config.format {
-        Format::Text => to_stderr.with_ansi(std::io::stderr().is_terminal()).boxed(),
-        Format::Json => to_stderr.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
+    subscriber(config, std::io::stderr().is_terminal(), std::io::stderr).try_init()
+}
+
+/// The subscriber, with or without colors, for anything that takes lines.
+fn subscriber<W>(config: LogConfig, colors: bool, writer: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colors);
+    let lines = match config.format {
+        Format::Text => lines.boxed(),
+        Format::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
     };
-    tracing_subscriber::registry().with(layer.with_filter(filter)).try_init()
+    tracing_subscriber::registry().with(lines.with_filter(quiet(config.level)))
 }
 
 /// Caps the noisy libraries at info, unless the user named them.
@@ -48,7 +57,53 @@ fn quiet(level: Targets) -> Targets {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{self, Write};
+    use std::sync::{Arc, Mutex};
     use tracing::Level;
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What one warning and one debug line become, at level info.
+    fn written(format: Format) -> String {
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let config = LogConfig { format, level: "info".parse().unwrap() };
+        tracing::subscriber::with_default(subscriber(config, false, move || writer.clone()), || {
+            tracing::warn!(service = "shop/web", ports = 2, "no endpoints\nleft");
+            tracing::debug!("not written");
+        });
+        let bytes = buffer.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn json_is_one_flat_object_per_line() {
+        let text = written(Format::Json);
+        assert_eq!(text.lines().count(), 1, "{text}");
+        for part in
+            [r#""level":"WARN""#, r#""message":"no endpoints\nleft""#, r#""service":"shop/web""#, r#""ports":2"#]
+        {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(text.starts_with('{') && text.ends_with("}\n") && !text.contains("\"fields\""), "{text}");
+    }
+
+    #[test]
+    fn text_is_for_people() {
+        let text = written(Format::Text);
+        assert!(text.contains("WARN") && text.contains("service=\"shop/web\" ports=2"), "{text}");
+        assert!(!text.contains("not written") && !text.contains('\u{1b}'), "{text}");
+    }
 
     #[test]
     fn libraries_are_quiet_unless_named_and_never_louder_than_asked() {

@@ -2,8 +2,8 @@
 //!
 //! The exporters of the SDK tell success from failure, but not why they gave up, nor how many records the collector
 //! refused in an answer that is otherwise a success. They do say so in events, so one export runs under a
-//! subscriber of its own that reads them. The events have names, which the tests pin against the exporters in use. As a side
-//! effect these lines do not reach the log for every batch; [`super::account`] writes one a minute.
+//! subscriber of its own that reads them. The events have names, which the tests pin against the exporters in use. As a
+//! side effect these lines do not reach the log for every batch; [`super::account`] writes one a minute.
 
 use super::account::Loss;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};

@@ -2,7 +2,8 @@
 //!
 //! Names, defaults and precedence follow the OpenTelemetry specification (configuration/sdk-environment-variables and
 //! protocol/exporter) with four deliberate differences: nothing is exported unless an endpoint or exporter is named,
-//! the default protocol is `grpc`, the default sampler is `parentbased_traceidratio` with 0.01, and the span queue holds 16384.
+//! the default protocol is `grpc`, the default sampler is `parentbased_traceidratio` with 0.01, and the span queue holds
+//! 16384.
 //! As it demands, a value that is wrong counts as unset; each is noted, so that one start shows all of them.
 //! `OTEL_EXPORTER_OTLP_*HEADERS`, `OTEL_SPAN_*` and `OTEL_ATTRIBUTE_*` are read by the SDK itself.
 
@@ -18,6 +19,10 @@ use std::time::Duration;
 
 const DEFAULT_RATIO: f64 = 0.01;
 const DEFAULT_SPAN_QUEUE: usize = 16_384;
+/// The queue is allocated at once, about half a KiB per span: this many are half a GiB.
+const MAX_QUEUE: u64 = 1 << 20;
+/// A day. It is beyond use, and far from where times overflow.
+const MAX_MILLIS: u64 = 24 * 60 * 60 * 1000;
 const SAMPLERS: [&str; 6] = [
     "always_on",
     "always_off",
@@ -112,8 +117,8 @@ impl Settings {
         let resource = vars.resource();
         let named = resource.iter().find(|attribute| attribute.key.as_str() == "service.name");
         let named = named.map(|attribute| attribute.value.to_string());
-        let size = vars.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 1, 512);
-        let queue = vars.number("OTEL_BSP_MAX_QUEUE_SIZE", 1, DEFAULT_SPAN_QUEUE as u64);
+        let size = vars.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", MAX_QUEUE, 512);
+        let queue = vars.number("OTEL_BSP_MAX_QUEUE_SIZE", MAX_QUEUE, DEFAULT_SPAN_QUEUE as u64);
         // The specification asks for a batch no larger than the queue.
         let batch = Batch {
             queue: queue as usize,
@@ -156,15 +161,13 @@ impl Vars<'_> {
         [one, all].into_iter().find_map(|name| self.get(&name).map(|value| (name, value)))
     }
 
-    fn number(&mut self, name: &str, least: u64, default: u64) -> u64 {
-        // The upper bound is far beyond use and keeps sums of such numbers from overflowing.
-        let parse = number(least..=1_u64 << 40);
-        let value = self.get(name).and_then(|raw| self.problems.value(name, &raw, parse, ""));
+    fn number(&mut self, name: &str, most: u64, default: u64) -> u64 {
+        let value = self.get(name).and_then(|raw| self.problems.value(name, &raw, number(1..=most), ""));
         value.unwrap_or(default)
     }
 
     fn millis(&mut self, name: &str, default: u64) -> Duration {
-        Duration::from_millis(self.number(name, 1, default))
+        Duration::from_millis(self.number(name, MAX_MILLIS, default))
     }
 
     fn choice(&mut self, name: &str, raw: &str, choices: &'static [&'static str]) -> Option<&'static str> {
@@ -223,7 +226,7 @@ impl Vars<'_> {
     fn timeout(&mut self, signal: &str) -> Duration {
         let millis = self
             .otlp(signal, "TIMEOUT")
-            .and_then(|(name, raw)| self.problems.value(&name, &raw, number(1..=1_u64 << 40), ""));
+            .and_then(|(name, raw)| self.problems.value(&name, &raw, number(1..=MAX_MILLIS), ""));
         Duration::from_millis(millis.unwrap_or(10_000))
     }
 
