@@ -2,3 +2,5 @@
 
 /// The sample backend.
 pub mod echo;
+/// The state of a running gateway, for people and scripts.
+pub mod get;

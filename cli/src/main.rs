@@ -6,8 +6,10 @@
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use portico_cli::echo::{self, args::EchoArgs};
-use runtime::args::{Problems, log::LogArgs};
-use runtime::{drain, shutdown};
+use portico_cli::get::{self, args::GetArgs};
+use runtime::args::Problems;
+use runtime::args::log::{LogArgs, LogConfig};
+use runtime::{drain, shutdown, telemetry};
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -28,6 +30,8 @@ struct Cli {
 enum Command {
     /// Sample backend: HTTP/1.1, h2c, gRPC, WebSocket, TCP and UDP on one port; answers with what it saw
     Echo(EchoArgs),
+    /// State of a running gateway: services, endpoints, nodes, agents or health
+    Get(GetArgs),
 }
 
 /// Why the process ends with another status than 0.
@@ -44,7 +48,7 @@ fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Usage(problems)) => {
-            for problem in problems.to_string().lines() {
+            for problem in problems.lines() {
                 eprintln!("error: {problem}");
             }
             ExitCode::from(2)
@@ -62,17 +66,24 @@ fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Echo(args) => {
             let config = args.parse(&mut problems, |name| std::env::var(name).ok());
-            let (_log, config) = complete(problems, log.zip(config))?;
+            let config = ready(problems, log, config)?;
             Ok(serve_echo(config)?)
+        }
+        Command::Get(args) => {
+            let config = args.parse(&mut problems);
+            let config = ready(problems, log, config)?;
+            Ok(ask(config)?)
         }
     }
 }
 
-/// The configuration, or every problem that kept it from being one.
-fn complete<T>(problems: Problems, config: Option<T>) -> Result<T, Failure> {
+/// Starts the log and gives the configuration, or every problem that kept it from being one.
+fn ready<T>(problems: Problems, log: Option<LogConfig>, config: Option<T>) -> Result<T, Failure> {
     problems.finish()?;
     // A parser that notes no problem and gives no value is broken, which a user should not have to guess.
-    config.context("an option was refused without a reason").map_err(Failure::Running)
+    let (log, config) = log.zip(config).context("an option was refused without a reason")?;
+    telemetry::init_logging(log).context("cannot start the log")?;
+    Ok(config)
 }
 
 fn serve_echo(config: echo::EchoConfig) -> anyhow::Result<()> {
@@ -94,6 +105,12 @@ fn serve_echo(config: echo::EchoConfig) -> anyhow::Result<()> {
             never = signal => never,
         }
     })
+}
+
+fn ask(config: get::args::GetConfig) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("cannot start the runtime")?;
+    Ok(runtime.block_on(get::run(config, std::io::stdout().lock(), std::io::stderr()))?)
 }
 
 impl From<Problems> for Failure {

@@ -32,15 +32,18 @@ impl Rpc {
     /// # Errors
     /// If the descriptors built into the binary cannot be read, which reflection needs.
     pub fn new(tasks: &Tasks) -> Result<Self, tonic_reflection::server::Error> {
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(api::proto::FILE_DESCRIPTOR_SET)
-            // The descriptors are those of the whole product; a backend serves two of its services.
-            .with_service_name(ECHO)
-            .with_service_name(HEALTH)
-            .build_v1()?;
+        // The descriptors are those of the whole product; a backend serves two of its services.
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(api::proto::FILE_DESCRIPTOR_SET)
+                .with_service_name(ECHO)
+                .with_service_name(HEALTH)
+        };
         let routes = Routes::new(EchoServiceServer::new(Calls))
             .add_service(HealthServer::new(Checks { drain: tasks.drain() }))
-            .add_service(reflection);
+            .add_service(reflection().build_v1()?)
+            // Many clients still ask for the version before that only.
+            .add_service(reflection().build_v1alpha()?);
         Ok(Rpc { routes: routes.prepare() })
     }
 

@@ -32,16 +32,10 @@ pub struct Session {
     pub tasks: Tasks,
 }
 
-/// The request is not answered; the connection, or the stream of HTTP/2, ends.
+/// `/close` was asked for: the connection, or the stream of HTTP/2, ends without an answer.
 #[derive(Debug, thiserror::Error)]
-pub enum Unanswered {
-    /// `/close` was asked for.
-    #[error("the client asked for no answer")]
-    Asked,
-    /// The body did not arrive whole.
-    #[error("cannot read the body")]
-    Body(#[from] hyper::Error),
-}
+#[error("the client asked for no answer")]
+pub struct Unanswered;
 
 /// What a path asks for.
 #[derive(Debug, PartialEq)]
@@ -70,16 +64,21 @@ pub async fn answer(session: Session, request: Request<Incoming>) -> Result<Resp
     let (request, body) = request.into_parts();
     let route = route(request.uri.path(), request.uri.query());
     if route == Ok(Route::Close) {
-        return Err(Unanswered::Asked);
+        return Err(Unanswered);
     }
     // Read to the end on every path, so that the connection can be used again, and so that "100 Continue" is sent.
     let mut digest = (route == Ok(Route::Upload)).then(blake3::Hasher::new);
-    let (length, trailers) = body::consume(body, |piece| {
+    let consumed = body::consume(body, |piece| {
         if let Some(digest) = &mut digest {
             digest.update(piece);
         }
     })
-    .await?;
+    .await;
+    let (length, trailers) = match consumed {
+        Ok(consumed) => consumed,
+        // Malformed, or cut off; in the latter case nobody is left to read this.
+        Err(error) => return Ok(wrong(format!("body: {error}"))),
+    };
     if let Ok(Route::Delay(duration)) = route {
         tokio::time::sleep(duration).await;
     }
