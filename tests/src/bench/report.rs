@@ -96,51 +96,51 @@ impl Report {
 
     /// The tables, in Markdown: cost per request with its ratio, then what it looked like from outside.
     pub fn markdown(&self) -> String {
-        let proxies: Vec<Proxy> = self.proxies.iter().map(|version| version.proxy).collect();
-        let peers: Vec<Proxy> = proxies.iter().copied().filter(|proxy| *proxy != Proxy::Portico).collect();
-        let compared = proxies.contains(&Proxy::Portico);
-
         let mut text = "Processor time of the proxy per request, in microseconds; less is better\n\n".to_owned();
-        let mut titles: Vec<String> = proxies.iter().map(|proxy| proxy.name().to_owned()).collect();
-        if compared {
-            titles.extend(peers.iter().map(|peer| format!("{} / Portico", peer.name())));
-        }
-        row(&mut text, "", titles.iter().cloned());
-        row(&mut text, "---", titles.iter().map(|_| "---:".to_owned()));
-        for scenario in &self.scenarios {
-            let figures =
-                proxies.iter().map(|proxy| scenario.cell(*proxy, |found| format!("{:.1}", found.median.cpu_micros)));
-            let ratios = peers.iter().filter(|_| compared).map(|peer| {
-                scenario
-                    .cell(*peer, |found| found.cost_to_portico.map_or_else(String::new, |ratio| format!("{ratio:.2}")))
-            });
-            row(&mut text, scenario.scenario.title(), figures.chain(ratios));
-        }
-
+        self.costs(&mut text);
         text.push_str("\nRequests per second, and milliseconds per request (median, 99th percentile)\n\n");
-        row(&mut text, "", proxies.iter().map(|proxy| proxy.name().to_owned()));
-        row(&mut text, "---", proxies.iter().map(|_| "---:".to_owned()));
-        for scenario in &self.scenarios {
-            let figures = proxies.iter().map(|proxy| {
-                scenario.cell(*proxy, |found| {
-                    let Sample { rate, p50_micros, p99_micros, .. } = found.median;
-                    format!("{rate:.0} ({:.2}, {:.2})", p50_micros / 1e3, p99_micros / 1e3)
-                })
-            });
-            row(&mut text, scenario.scenario.title(), figures);
-        }
-
-        text.push_str("\nMedians of ");
+        self.service(&mut text);
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "{} interleaved rounds of {} s, proxy on one core, on {}, Linux {}:",
+            "\nMedians of {} interleaved rounds of {} s, proxy on one core, on {}, Linux {}:\n",
             self.rounds, self.seconds_per_round, self.machine.processor, self.machine.kernel
         );
         for version in &self.proxies {
-            let _ = writeln!(text, "- {}: {}", version.proxy.name(), version.version);
+            let _ = writeln!(text, "- {}", version.version);
         }
         text
+    }
+
+    fn costs(&self, text: &mut String) {
+        let proxies: Vec<Proxy> = self.proxies.iter().map(|version| version.proxy).collect();
+        let peers: Vec<Proxy> = if proxies.contains(&Proxy::Portico) {
+            proxies.iter().copied().filter(|proxy| *proxy != Proxy::Portico).collect()
+        } else {
+            Vec::new()
+        };
+        let ratio = |found: &Measured| found.cost_to_portico.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
+
+        let names = proxies.iter().map(|proxy| proxy.name().to_owned());
+        header(text, names.chain(peers.iter().map(|peer| format!("{} / Portico", peer.name()))).collect());
+        for scenario in &self.scenarios {
+            let figures =
+                proxies.iter().map(|proxy| scenario.cell(*proxy, |found| format!("{:.1}", found.median.cpu_micros)));
+            let ratios = peers.iter().map(|peer| scenario.cell(*peer, ratio));
+            row(text, scenario.scenario.title(), figures.chain(ratios));
+        }
+    }
+
+    fn service(&self, text: &mut String) {
+        let show = |found: &Measured| {
+            let Sample { rate, p50_micros, p99_micros, .. } = found.median;
+            format!("{rate:.0} ({:.2}, {:.2})", p50_micros / 1e3, p99_micros / 1e3)
+        };
+        header(text, self.proxies.iter().map(|version| version.proxy.name().to_owned()).collect());
+        for scenario in &self.scenarios {
+            let figures = self.proxies.iter().map(|version| scenario.cell(version.proxy, show));
+            row(text, scenario.scenario.title(), figures);
+        }
     }
 
     /// Names the scenarios in which a proxy had to share its processor with something else.
@@ -209,6 +209,12 @@ fn median(samples: &[Sample], figure: impl Fn(&Sample) -> f64) -> f64 {
         odd if odd % 2 == 1 => values[odd / 2],
         even => f64::midpoint(values[even / 2 - 1], values[even / 2]),
     }
+}
+
+fn header(text: &mut String, titles: Vec<String>) {
+    let rule = vec!["---:".to_owned(); titles.len()];
+    row(text, "", titles.into_iter());
+    row(text, "---", rule.into_iter());
 }
 
 fn row(text: &mut String, first: &str, cells: impl Iterator<Item = String>) {
