@@ -1,1 +1,13 @@
-//! Under construction.
+//! The control plane: objects in, resources out, and the health of nodes.
+
+/// What was reported instead of obeyed.
+pub mod problem;
+/// Where objects come from.
+pub mod watch;
+/// Who gets which address and node port.
+pub mod ipam;
+/// What a cluster would do to manifests.
+pub mod emulate;
+
+/// Our `spec.loadBalancerClass`. Services without a class are ours as well (S11.1).
+pub const LOAD_BALANCER_CLASS: &str = "portico.dev/gateway";

@@ -1,0 +1,4 @@
+//! Addresses and node ports for those who ask: pure, and stable under every change that does not force a move.
+
+pub mod allocate;
+pub mod pool;

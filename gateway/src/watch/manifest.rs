@@ -1,0 +1,3 @@
+//! A directory of manifests as a source.
+
+pub mod parse;
