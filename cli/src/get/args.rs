@@ -157,7 +157,7 @@ mod tests {
         let expected = "\
 KIND: \"pods\" is not one of services (svc), endpoints (ep), nodes (no), agents, health
 --output: \"jsn\" is not one of table, wide, json, yaml; did you mean json?
---gateway: \"localhost:18001\" has the scheme localhost; the gateway serves http only; give scheme, host and port, such as http://127.0.0.1:18001
+--gateway: \"localhost:18001\" is not a URL; give scheme, host and port, such as http://127.0.0.1:18001
 --gateway: \"https://x:1\" has the scheme https; the gateway serves http only; give scheme, host and port, such as http://127.0.0.1:18001
 --gateway: \"http://x:1/y\" has a path, which gRPC has no use for; give scheme, host and port, such as http://127.0.0.1:18001
 --namespace: is empty; give a name, or --all-namespaces";
