@@ -219,6 +219,25 @@ async fn websockets_say_what_was_seen_and_then_repeat() {
 }
 
 #[tokio::test]
+async fn handshakes_that_cannot_work_are_refused() {
+    let echo = Echo::start();
+    let handshake = |name: &str, value: &str| {
+        let mut request = request("GET", "/", "");
+        request.headers_mut().insert("connection", "upgrade".parse().unwrap());
+        request.headers_mut().insert("upgrade", "websocket".parse().unwrap());
+        request.headers_mut().insert(http::HeaderName::try_from(name).unwrap(), value.parse().unwrap());
+        request
+    };
+    let response = echo.ask(Version::HTTP_11, handshake("sec-websocket-version", "8")).await;
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["sec-websocket-version"]),
+        (426, &"13".parse().unwrap())
+    );
+    let response = echo.ask(Version::HTTP_11, handshake("sec-websocket-version", "13")).await;
+    assert_eq!(response.status(), 400);
+}
+
+#[tokio::test]
 async fn websockets_work_over_http2() {
     let echo = Echo::start();
     let mut client = echo.http2().await;

@@ -3,6 +3,7 @@
 use super::body::Body;
 use super::seen::{Connection, Protocol};
 use super::tasks::Tasks;
+use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use http::header::{
     CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
@@ -16,6 +17,9 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, frame::coding::CloseCode};
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
+
+/// The only version of the protocol there is.
+const VERSION: HeaderValue = HeaderValue::from_static("13");
 
 /// Whether the request asks for a WebSocket, well or badly.
 pub fn is_asked<B>(request: &Request<B>) -> bool {
@@ -35,10 +39,10 @@ pub fn is_asked<B>(request: &Request<B>) -> bool {
 
 /// Answers the handshake and leaves a task behind that speaks on the connection once it is handed over.
 pub fn accept(connection: &Connection, tasks: &Tasks, mut request: Request<Incoming>) -> Response<Body> {
-    let mut response = match handshake(&request) {
-        Ok(response) => response,
-        Err(refusal) => return refusal,
-    };
+    if let Some(refusal) = refusal(&request) {
+        return refusal;
+    }
+    let mut response = acceptance(&request);
     if let Some(chosen) = first_subprotocol(request.headers()) {
         response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, chosen);
     }
@@ -86,38 +90,45 @@ async fn talk(
     Ok(())
 }
 
-fn handshake(request: &Request<Incoming>) -> Result<Response<Body>, Response<Body>> {
+/// The answer to a handshake that asks for another version or lacks its key; `None` for a good one.
+fn refusal(request: &Request<Incoming>) -> Option<Response<Body>> {
+    let is_http2 = request.version() == Version::HTTP_2;
     let mut response = Response::new(Body::empty());
     let version = request.headers().get(SEC_WEBSOCKET_VERSION);
-    if version.is_none_or(|version| version != "13") {
+    if version.is_none_or(|version| version != VERSION) {
         *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
-        let headers = response.headers_mut();
-        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-        if request.version() == Version::HTTP_2 {
-            // Both are connection headers, which HTTP/2 does not have.
-            headers.remove(UPGRADE);
-            headers.remove(CONNECTION);
+        response.headers_mut().insert(SEC_WEBSOCKET_VERSION, VERSION);
+        if !is_http2 {
+            // HTTP/2 has no connection headers.
+            announce_upgrade(response.headers_mut());
         }
-        return Err(response);
+        return Some(response);
     }
-    // Over HTTP/2 the 200 says all; there is no key.
-    if request.version() == Version::HTTP_2 {
-        return Ok(response);
+    // Over HTTP/2 there is no key.
+    if is_http2 || request.headers().contains_key(SEC_WEBSOCKET_KEY) {
+        return None;
     }
-    let Some(key) = request.headers().get(SEC_WEBSOCKET_KEY) else {
-        *response.status_mut() = StatusCode::BAD_REQUEST;
-        *response.body_mut() = Body::from(bytes::Bytes::from_static(b"sec-websocket-key: is missing\n"));
-        return Err(response);
-    };
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let accepted = HeaderValue::try_from(derive_accept_key(key.as_bytes())).expect("base64 is a valid header value");
-    let headers = response.headers_mut();
+    *response.status_mut() = StatusCode::BAD_REQUEST;
+    *response.body_mut() = Body::from(Bytes::from_static(b"sec-websocket-key: is missing\n"));
+    Some(response)
+}
+
+/// The answer to a good handshake: 101, or 200 over HTTP/2.
+fn acceptance(request: &Request<Incoming>) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    if let Some(key) = request.headers().get(SEC_WEBSOCKET_KEY).filter(|_| request.version() != Version::HTTP_2) {
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let accepted =
+            HeaderValue::try_from(derive_accept_key(key.as_bytes())).expect("base64 is a valid header value");
+        response.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, accepted);
+        announce_upgrade(response.headers_mut());
+    }
+    response
+}
+
+fn announce_upgrade(headers: &mut HeaderMap) {
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(SEC_WEBSOCKET_ACCEPT, accepted);
-    Ok(response)
 }
 
 /// Clients that offer subprotocols fail unless one is chosen, and an echo suits them all.
