@@ -5,6 +5,7 @@
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use portico_cli::echo::{self, args::EchoArgs};
 use portico_cli::get::{self, args::GetArgs};
 use runtime::args::Problems;
@@ -45,6 +46,7 @@ enum Failure {
 fn main() -> ExitCode {
     // Before anything can build a TLS configuration. It fails only if one is installed already, which is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    raise_file_limit();
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Usage(problems)) => {
@@ -74,6 +76,16 @@ fn run(cli: Cli) -> Result<(), Failure> {
             let config = ready(problems, log, config)?;
             Ok(ask(config)?)
         }
+    }
+}
+
+/// Allows as many open files as the system lets us have. The usual soft limit of 1,024 is for programs that use
+/// `select`; each connection is a file here. Where it cannot be raised, accepting reports it when it matters.
+fn raise_file_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
 
