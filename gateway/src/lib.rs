@@ -9,5 +9,10 @@ pub mod ipam;
 /// What a cluster would do to manifests.
 pub mod emulate;
 
+/// The state that streams read.
+pub mod snapshot;
+/// The discovery service.
+pub mod stream;
+
 /// Our `spec.loadBalancerClass`. Services without a class are ours as well (S11.1).
 pub const LOAD_BALANCER_CLASS: &str = "portico.dev/gateway";

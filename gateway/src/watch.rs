@@ -1,4 +1,63 @@
 //! Where objects come from. Every source feeds the same events into one channel.
 
+use std::{io, path::PathBuf, sync::Arc};
+
+use tokio::sync::mpsc;
+
 pub mod manifest;
 pub mod object;
+
+use crate::problem::{ByObject, Problem};
+use object::Event;
+
+/// A source of objects.
+#[derive(Debug)]
+pub enum Source {
+    /// A directory of manifests.
+    Manifest(manifest::Source),
+}
+
+/// Changes that belong together.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// In the order in which they happened.
+    pub events: Vec<Event>,
+    /// All that is wrong with the source now; `None` if that did not change.
+    pub reports: Option<Arc<Reports>>,
+}
+
+/// What a source has to say beside its objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reports {
+    /// Problems of the source as a whole, such as files that do not parse.
+    pub source: Vec<Problem>,
+    /// Problems of single objects.
+    pub objects: ByObject,
+}
+
+/// Why a source ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The manifest directory cannot be read.
+    #[error("--manifests {directory:?} cannot be listed; give a readable directory")]
+    Directory {
+        /// As given.
+        directory: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+// === impl Source ===
+
+impl Source {
+    /// Sends everything there is, and then every change, until nobody listens any more.
+    ///
+    /// # Errors
+    /// An [`Error`] if the source cannot be read at all. What fails later is reported and tried again.
+    pub async fn run(self, batches: mpsc::Sender<Batch>) -> Result<(), Error> {
+        match self {
+            Source::Manifest(source) => source.run(batches).await,
+        }
+    }
+}
