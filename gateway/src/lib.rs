@@ -8,6 +8,8 @@ pub mod watch;
 pub mod ipam;
 /// What a cluster would do to manifests.
 pub mod emulate;
+/// From objects to resources.
+pub mod model;
 
 /// The state that streams read.
 pub mod snapshot;
