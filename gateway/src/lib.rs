@@ -11,6 +11,8 @@ pub mod emulate;
 /// From objects to resources.
 pub mod model;
 
+/// Options, as typed and as used.
+pub mod config;
 /// The state that streams read.
 pub mod snapshot;
 /// The discovery service.

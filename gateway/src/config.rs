@@ -1,0 +1,172 @@
+//! Options of the gateway, as typed and as used.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::Args as ClapArgs;
+use runtime::args::{self, Problems};
+
+use crate::{emulate::Rules, ipam::pool::PortRange};
+
+/// Options as typed. They are strings so that all mistakes can be reported together.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Args {
+    /// Take objects from this directory of YAML or JSON files instead of a cluster
+    #[arg(long, env = "PORTICO_MANIFESTS", value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// Credentials of the cluster [default: those of the Pod, else $KUBECONFIG or ~/.kube/config]
+    #[arg(long, env = "PORTICO_KUBECONFIG", value_name = "FILE", conflicts_with = "manifests")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Where agents connect: discovery and node status, gRPC
+    #[arg(long, env = "PORTICO_DISCOVERY_LISTEN", value_name = "ADDR:PORT", default_value = "0.0.0.0:18000")]
+    pub discovery_listen: String,
+    /// Where load balancers and people ask: node health, `portico get`, gRPC
+    #[arg(long, env = "PORTICO_HEALTH_LISTEN", value_name = "ADDR:PORT", default_value = "0.0.0.0:18001")]
+    pub health_listen: String,
+    /// Where /livez, /readyz and /metrics answer, HTTP
+    #[arg(long, env = "PORTICO_ADMIN_LISTEN", value_name = "ADDR:PORT", default_value = "0.0.0.0:18080")]
+    pub admin_listen: String,
+    /// Serve every Service without a service.kubernetes.io/service-proxy-name label, as kube-proxy would
+    #[arg(long, env = "PORTICO_REPLACE_KUBE_PROXY")]
+    pub replace_kube_proxy: bool,
+    /// How long streams may finish after a request to stop
+    #[arg(long, env = "PORTICO_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s")]
+    pub drain_timeout: String,
+    /// What a cluster would decide.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// What a cluster would decide. Standalone shares these options.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct ClusterArgs {
+    /// Ranges of ClusterIPs that manifests are given, the default family first
+    #[arg(long, env = "PORTICO_SERVICE_CIDR", value_name = "CIDR,…", default_value = "127.96.0.0/16")]
+    pub service_cidr: String,
+    /// Range of node ports that manifests are given
+    #[arg(long, env = "PORTICO_NODE_PORT_RANGE", value_name = "FIRST-LAST", default_value = "30000-32767")]
+    pub node_port_range: String,
+    /// Ranges of load-balancer addresses that manifests are given
+    #[arg(long, env = "PORTICO_LOAD_BALANCER_POOL", value_name = "CIDR,…", default_value = "127.97.0.0/24")]
+    pub load_balancer_pool: String,
+    /// DNS domain of the cluster
+    #[arg(long, env = "PORTICO_CLUSTER_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// How long a node is trusted after its agent was last heard
+    #[arg(long, env = "PORTICO_NODE_LEASE", value_name = "DURATION", default_value = "15s")]
+    pub node_lease: String,
+}
+
+/// Options as used.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where objects come from.
+    pub source: SourceConfig,
+    /// Where agents connect. Port 0 takes a free one, here and below.
+    pub discovery_listen: SocketAddr,
+    /// Where load balancers and people ask.
+    pub health_listen: SocketAddr,
+    /// Where the admin port is.
+    pub admin_listen: SocketAddr,
+    /// What a cluster would decide.
+    pub cluster: Cluster,
+    /// Serve every Service without a proxy name of its own (S1.2).
+    pub replace_kube_proxy: bool,
+    /// How long streams may finish.
+    pub drain_timeout: Duration,
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug)]
+pub enum SourceConfig {
+    /// A directory of YAML and JSON files.
+    Manifests(PathBuf),
+    /// The Kubernetes API, with the credentials of this file or those of the environment.
+    Kubernetes(Option<PathBuf>),
+}
+
+/// What a cluster would decide.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// What manifests are given.
+    pub rules: Rules,
+    /// DNS domain, without dots at its ends.
+    pub domain: String,
+    /// How long a node is trusted after its agent was last heard.
+    pub node_lease: Duration,
+}
+
+// === impl Args ===
+
+impl Args {
+    /// Checks every option; `None` if `problems` got an entry.
+    pub fn parse(&self, problems: &mut Problems) -> Option<Config> {
+        let mut listen = |field, raw: &str| {
+            problems.value(field, raw, args::socket_addr, "an address with port, such as 0.0.0.0:18000")
+        };
+        let discovery_listen = listen("--discovery-listen", &self.discovery_listen);
+        let health_listen = listen("--health-listen", &self.health_listen);
+        let admin_listen = listen("--admin-listen", &self.admin_listen);
+        let cluster = self.cluster.parse(problems);
+        let drain_timeout =
+            problems.value("--drain-timeout", &self.drain_timeout, args::duration, "a number with unit, such as 30s");
+        let source = match &self.manifests {
+            Some(directory) if directory.is_dir() => Some(SourceConfig::Manifests(directory.clone())),
+            Some(directory) => {
+                let message = format!("{:?} is not a directory; give one that holds YAML or JSON files", directory);
+                problems.push("--manifests", message);
+                None
+            }
+            None => Some(SourceConfig::Kubernetes(self.kubeconfig.clone())),
+        };
+        Some(Config {
+            source: source?,
+            discovery_listen: discovery_listen?,
+            health_listen: health_listen?,
+            admin_listen: admin_listen?,
+            cluster: cluster?,
+            replace_kube_proxy: self.replace_kube_proxy,
+            drain_timeout: drain_timeout?,
+        })
+    }
+}
+
+// === impl ClusterArgs ===
+
+impl ClusterArgs {
+    /// Checks every option; `None` if `problems` got an entry.
+    pub fn parse(&self, problems: &mut Problems) -> Option<Cluster> {
+        const CIDRS: &str = "networks separated by commas, such as 10.96.0.0/16,fd00:96::/112";
+        let service_cidrs = problems.value("--service-cidr", &self.service_cidr, args::cidr_list, CIDRS);
+        let load_balancer_pool = problems.value("--load-balancer-pool", &self.load_balancer_pool, args::cidr_list, CIDRS);
+        let node_ports = problems.value(
+            "--node-port-range",
+            &self.node_port_range,
+            args::port_range,
+            "two ports joined by a hyphen, such as 30000-32767",
+        );
+        let domain = problems.value("--cluster-domain", &self.cluster_domain, domain, "a DNS name such as cluster.local");
+        let lease = |raw: &str| match args::duration(raw) {
+            Ok(lease) if lease < Duration::from_secs(1) => Err("is below a second".to_owned()),
+            other => other,
+        };
+        let node_lease = problems.value("--node-lease", &self.node_lease, lease, "at least 1s, such as 15s");
+        let node_ports = node_ports?;
+        Some(Cluster {
+            rules: Rules {
+                service_cidrs: service_cidrs?,
+                node_ports: PortRange::new(node_ports),
+                load_balancer_pool: load_balancer_pool?,
+            },
+            domain: domain?,
+            node_lease: node_lease?,
+        })
+    }
+}
+
+fn domain(raw: &str) -> Result<String, String> {
+    let domain = raw.trim_matches('.').to_ascii_lowercase();
+    let label = |label: &str| {
+        (1..=63).contains(&label.len()) && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    if domain.len() <= 253 && domain.split('.').all(label) { Ok(domain) } else { Err("is not a DNS name".to_owned()) }
+}

@@ -1,0 +1,138 @@
+//! What changed in the world, as changes of resources and of problems. The only caller of the other files here.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use api::resource::{Key, Kind, Resource, name::NamespacedName, service::ServiceType};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use super::{
+    endpoint, node, service, workload,
+    world::{Dirty, Synced, World},
+};
+use crate::{
+    emulate::slices::HEADLESS,
+    problem::Problem,
+    watch::object::{self, ObjectKey},
+};
+
+/// Remembers which endpoints were published for each Service, so that those that are gone can be taken back.
+#[derive(Debug, Default)]
+pub struct Derive {
+    endpoints: HashMap<NamespacedName, BTreeSet<Box<str>>>,
+    started: bool,
+}
+
+/// What follows from a change of the world.
+#[derive(Debug, Default)]
+pub struct Derived {
+    /// Resources with their new content, `None` where they are gone. Some may be equal to what they were.
+    pub changes: Vec<(Key, Option<Resource>)>,
+    /// The problems of objects that were looked at; an empty list where there are none any more.
+    pub problems: Vec<(ObjectKey, Vec<Problem>)>,
+}
+
+// === impl Derive ===
+
+impl Derive {
+    /// Derives what is dirty; everything at the first call.
+    pub fn derive(&mut self, synced: Synced<'_>, dirty: &Dirty) -> Derived {
+        let world = synced.world;
+        let mut derived = Derived::default();
+        let everything;
+        let dirty = if self.started {
+            dirty
+        } else {
+            self.started = true;
+            let settings = Resource::Settings(world.config.settings.clone());
+            derived.changes.push((settings.key(), Some(settings)));
+            everything = world.everything();
+            &everything
+        };
+        for name in &dirty.nodes {
+            let resource = world.nodes.get(name).map(|object| Resource::Node(node::derive(name, object)));
+            derived.changes.push((Key::new(Kind::Node, &**name), resource));
+        }
+        for name in &dirty.services {
+            service_changes(world, name, &mut derived);
+        }
+        for name in &dirty.endpoints {
+            self.endpoint_changes(world, name, &mut derived);
+        }
+        for name in &dirty.certificates {
+            let used = world.secret_users.contains_key(name);
+            let certificate = world.secrets.get(name).filter(|_| used).and_then(|secret| secret.certificate.clone());
+            derived.changes.push((Key::new(Kind::Certificate, name.to_string()), certificate.map(Resource::Certificate)));
+        }
+        for address in &dirty.addresses {
+            let pods = world.pods_at.get(address).into_iter().flatten();
+            let claimants = pods.filter_map(|name| Some((name, world.pods.get(name)?)));
+            let resource = workload::derive(*address, claimants).map(Resource::Workload);
+            derived.changes.push((Key::new(Kind::Workload, address.to_string()), resource));
+        }
+        for key in &dirty.misplaced {
+            derived.problems.push((key.clone(), world.misplaced.get(key).cloned().unwrap_or_default()));
+        }
+        derived
+    }
+
+    fn endpoint_changes(&mut self, world: &World, name: &NamespacedName, derived: &mut Derived) {
+        let before = self.endpoints.remove(name).unwrap_or_default();
+        let mut now = BTreeSet::new();
+        for endpoint in endpoints(world, name) {
+            let resource = Resource::Endpoint(Box::new(endpoint));
+            let key = resource.key();
+            now.insert(key.name.clone());
+            derived.changes.push((key, Some(resource)));
+        }
+        for gone in before.difference(&now) {
+            derived.changes.push((Key::new(Kind::Endpoint, gone.clone()), None));
+        }
+        if !now.is_empty() {
+            self.endpoints.insert(name.clone(), now);
+        }
+    }
+}
+
+fn service_changes(world: &World, name: &NamespacedName, derived: &mut Derived) {
+    let mut problems = Vec::new();
+    let ours = world.services.get(name).filter(|object| world.config.ownership.takes(&object.metadata.labels));
+    let resource = ours.map(|object| {
+        let service = service::derive(name, object, &world.config.policy, &mut |problem| problems.push(problem));
+        if let Some(secret) = &service.tls_secret {
+            let message = match world.secrets.get(secret) {
+                None => Some(format!("portico.dev/tls-secret: there is no Secret {secret} of type kubernetes.io/tls")),
+                Some(parsed) => parsed.problem.as_ref().map(|problem| {
+                    let kept = if parsed.certificate.is_some() { "; its last good content is still served" } else { "" };
+                    format!("portico.dev/tls-secret: Secret {secret}: {problem}{kept}")
+                }),
+            };
+            problems.extend(message.map(|message| Problem::new("INVALID_TLS_SECRET", message)));
+        }
+        Resource::Service(Box::new(service))
+    });
+    derived.changes.push((Key::new(Kind::Service, name.to_string()), resource));
+    let key = ObjectKey::new(object::Kind::Service, name.namespace.clone(), name.name.clone());
+    derived.problems.push((key, problems));
+}
+
+/// The endpoints of a Service that is ours; none for others.
+fn endpoints(world: &World, name: &NamespacedName) -> Vec<api::resource::endpoint::Endpoint> {
+    let Some(object) = world.services.get(name).filter(|object| world.config.ownership.takes(&object.metadata.labels))
+    else {
+        return vec![];
+    };
+    let kind = service::derive(name, object, &world.config.policy, &mut |_| {}).kind;
+    if kind == ServiceType::ExternalName {
+        return vec![];
+    }
+    let slices = world.slices.get(name).into_iter().flat_map(|slices| slices.values());
+    // Slices of a headless Service are for DNS only (S1.3), and must not serve it once it has a ClusterIP.
+    let for_dns = |slice: &Arc<EndpointSlice>| {
+        slice.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(HEADLESS))
+    };
+    let usable = slices.filter(|slice| kind == ServiceType::Headless || !for_dns(slice));
+    endpoint::derive(name, usable, world.config.reach)
+}
