@@ -31,6 +31,9 @@ impl Tasks {
     /// Runs `task` until it ends or the time for draining is over.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let kill = self.kill.clone();
+        // Each future around another holds it twice, once as an argument and once while it is awaited. For a
+        // connection that made kilobytes eightfold.
+        let task = Box::pin(task);
         self.tracker.spawn(async move {
             kill.run_until_cancelled_owned(task).await;
         });

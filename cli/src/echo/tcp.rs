@@ -48,18 +48,19 @@ pub async fn accept(backend: Backend, listener: TcpListener) {
         };
         match accepted {
             Ok((stream, peer)) => {
-                let serving = serve(backend.clone(), stream, peer);
-                backend.tasks.spawn(async move {
-                    if let Err(error) = serving.await {
-                        tracing::debug!(%peer, error, "a connection ended early");
-                    }
-                });
+                backend.tasks.spawn(serve_or_log(backend.clone(), stream, peer));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(REST).await;
             }
         }
+    }
+}
+
+async fn serve_or_log(backend: Backend, stream: TcpStream, peer: SocketAddr) {
+    if let Err(error) = serve(backend, stream, peer).await {
+        tracing::debug!(%peer, error, "a connection ended early");
     }
 }
 
