@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args as ClapArgs;
-use runtime::args::{self, Problems};
+use runtime::args::{Problems, parse};
 
 use crate::{emulate::Rules, ipam::pool::PortRange};
 
@@ -101,14 +101,14 @@ impl Args {
     /// Checks every option; `None` if `problems` got an entry.
     pub fn parse(&self, problems: &mut Problems) -> Option<Config> {
         let mut listen = |field, raw: &str| {
-            problems.value(field, raw, args::socket_addr, "an address with port, such as 0.0.0.0:18000")
+            problems.value(field, raw, parse::socket_addr, "an address with port, such as 0.0.0.0:18000")
         };
         let discovery_listen = listen("--discovery-listen", &self.discovery_listen);
         let health_listen = listen("--health-listen", &self.health_listen);
         let admin_listen = listen("--admin-listen", &self.admin_listen);
         let cluster = self.cluster.parse(problems);
         let drain_timeout =
-            problems.value("--drain-timeout", &self.drain_timeout, args::duration, "a number with unit, such as 30s");
+            problems.value("--drain-timeout", &self.drain_timeout, parse::duration, "a number with unit, such as 30s");
         let source = match &self.manifests {
             Some(directory) if directory.is_dir() => Some(SourceConfig::Manifests(directory.clone())),
             Some(directory) => {
@@ -136,16 +136,18 @@ impl ClusterArgs {
     /// Checks every option; `None` if `problems` got an entry.
     pub fn parse(&self, problems: &mut Problems) -> Option<Cluster> {
         const CIDRS: &str = "networks separated by commas, such as 10.96.0.0/16,fd00:96::/112";
-        let service_cidrs = problems.value("--service-cidr", &self.service_cidr, args::cidr_list, CIDRS);
-        let load_balancer_pool = problems.value("--load-balancer-pool", &self.load_balancer_pool, args::cidr_list, CIDRS);
+        let service_cidrs = problems.value("--service-cidr", &self.service_cidr, parse::cidr_list, CIDRS);
+        let load_balancer_pool =
+            problems.value("--load-balancer-pool", &self.load_balancer_pool, parse::cidr_list, CIDRS);
         let node_ports = problems.value(
             "--node-port-range",
             &self.node_port_range,
-            args::port_range,
+            parse::port_range,
             "two ports joined by a hyphen, such as 30000-32767",
         );
-        let domain = problems.value("--cluster-domain", &self.cluster_domain, domain, "a DNS name such as cluster.local");
-        let lease = |raw: &str| match args::duration(raw) {
+        let domain =
+            problems.value("--cluster-domain", &self.cluster_domain, domain, "a DNS name such as cluster.local");
+        let lease = |raw: &str| match parse::duration(raw) {
             Ok(lease) if lease < Duration::from_secs(1) => Err("is below a second".to_owned()),
             other => other,
         };
