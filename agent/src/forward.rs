@@ -1,3 +1,4 @@
 //! From a choice to an endpoint and back.
 
 pub mod pool;
+pub mod socket;

@@ -1,0 +1,95 @@
+//! Dialing an endpoint.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
+
+use crate::report::outcome::Outcome;
+
+/// Silence after which the kernel asks whether the other end still exists. Connections may idle for a day, so without
+/// asking, those to a node that lost power would pile up.
+///
+/// `TCP_USER_TIMEOUT` is left alone on purpose: it also ends connections whose reader pauses with a full window, which a
+/// client under a pager or a debugger does for as long as it likes.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new().with_time(Duration::from_secs(60));
+
+/// Connects to an endpoint, waiting for at most `limit`. Small writes leave at once (`TCP_NODELAY`).
+///
+/// # Errors
+/// [`Outcome::ConnectRefused`], [`Outcome::ConnectTimeout`] or [`Outcome::ConnectFailed`]; after each of them nothing of a
+/// request has left.
+pub async fn dial(address: SocketAddr, limit: Duration) -> Result<TcpStream, Outcome> {
+    match timeout(limit, connect(address)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(outcome(&error)),
+        Err(_) => Err(Outcome::ConnectTimeout),
+    }
+}
+
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_nodelay(true)?;
+    SockRef::from(&socket).set_tcp_keepalive(&KEEPALIVE)?;
+    socket.connect(address).await
+}
+
+fn outcome(error: &io::Error) -> Outcome {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Outcome::ConnectRefused,
+        io::ErrorKind::TimedOut => Outcome::ConnectTimeout,
+        _ => Outcome::ConnectFailed,
+    }
+}
+
+/// Makes closing `stream` send RST instead of FIN: the other end learns that the connection failed instead of taking
+/// what it has for the whole.
+pub fn reset_on_close(stream: &TcpStream) {
+    // It fails only on sockets that are no longer connected, which have nobody left to tell.
+    let _ = stream.set_zero_linger();
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    #[tokio::test]
+    async fn a_connection_is_not_delayed_and_kept_alive() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+        let stream = dial(listener.local_addr().expect("bound"), LIMIT).await.expect("listening");
+        assert!(stream.nodelay().expect("open"));
+        assert!(SockRef::from(&stream).keepalive().expect("open"));
+    }
+
+    #[tokio::test]
+    async fn failures_are_told_apart() {
+        let socket = TcpSocket::new_v4().expect("descriptors");
+        socket.bind(([127, 0, 0, 1], 0).into()).expect("loopback");
+        // Bound but not listening: the port is ours, and refuses.
+        let refusing = socket.local_addr().expect("bound");
+        assert_eq!(dial(refusing, LIMIT).await.err(), Some(Outcome::ConnectRefused));
+
+        // TCP has no broadcast.
+        let nowhere = SocketAddr::from(([255, 255, 255, 255], 1));
+        assert_eq!(dial(nowhere, LIMIT).await.err(), Some(Outcome::ConnectFailed));
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_says_nothing_times_out() {
+        let socket = TcpSocket::new_v4().expect("descriptors");
+        socket.bind(([127, 0, 0, 1], 0).into()).expect("loopback");
+        // One connection fits into a backlog of 0; the kernel ignores the SYNs of all others.
+        let listener = socket.listen(0).expect("bound");
+        let address = listener.local_addr().expect("listening");
+        let _first = dial(address, LIMIT).await.expect("one fits");
+        let _second = dial(address, Duration::from_millis(50)).await;
+        assert_eq!(dial(address, Duration::from_millis(50)).await.err(), Some(Outcome::ConnectTimeout));
+    }
+}
