@@ -90,6 +90,9 @@ pub struct Target {
     pub local: Candidates,
     /// Some endpoint anywhere is ready or draining (S4.6).
     pub any_endpoint: bool,
+    /// Every endpoint that is ready or draining, whatever policy and hints say, sorted: UDP flows to these live on
+    /// (S16.2). Empty for TCP, whose connections always do.
+    pub serving: Box<[SocketAddr]>,
     /// `internalTrafficPolicy: Local`.
     pub internal_local: bool,
     /// `externalTrafficPolicy: Local`.

@@ -121,6 +121,7 @@ impl Compiler {
             cluster: candidates(eligible::cluster(&endpoints, here)),
             local: candidates(eligible::local(&endpoints, here)),
             any_endpoint: eligible::any(&endpoints),
+            serving: serving(&endpoints, port),
             internal_local: service.internal_policy == api::resource::service::TrafficPolicy::Local,
             external_local: service.external_policy == api::resource::service::TrafficPolicy::Local,
             local_overflow: service.local_overflow,
@@ -240,6 +241,23 @@ fn candidates(chosen: &[&Endpoint], port: &ServicePort, balance: &Balance, here:
     let hashed = matches!(balance, Balance::Hash(_)) && backends.len() > 1;
     let ring = hashed.then(|| Ring::new(backends.iter().map(|backend| (&*backend.key, backend.weight))));
     Candidates { backends, ring }
+}
+
+/// Where the endpoints of a UDP port are, as long as they serve (S16.2).
+fn serving(endpoints: &[&Endpoint], port: &ServicePort) -> Box<[SocketAddr]> {
+    if port.transport != Transport::Udp {
+        return Box::default();
+    }
+    let serving = endpoints.iter().filter(|endpoint| endpoint.is_ready() || endpoint.is_draining());
+    let mut addresses: Vec<SocketAddr> = serving
+        .flat_map(|endpoint| {
+            let offered = endpoint.ports.iter().filter(|o| o.name == port.name && o.transport == port.transport);
+            offered.map(|offered| SocketAddr::new(endpoint.address, offered.port.get()))
+        })
+        .collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses.into()
 }
 
 fn locality(endpoint: &Endpoint, here: &Location) -> Locality {

@@ -117,6 +117,7 @@ mod tests {
             cluster: Candidates::default(),
             local: Candidates::default(),
             any_endpoint: false,
+            serving: Box::default(),
             internal_local: false,
             external_local: false,
             local_overflow: false,
