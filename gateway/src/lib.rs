@@ -10,9 +10,6 @@ pub mod ipam;
 pub mod emulate;
 /// From objects to resources.
 pub mod model;
-/// One immutable state of all resources.
-pub mod snapshot;
-
 /// Options, as typed and as used.
 pub mod config;
 /// The state that streams read.
