@@ -4,6 +4,7 @@ use std::{io, path::PathBuf, sync::Arc};
 
 use tokio::sync::mpsc;
 
+pub mod kube;
 pub mod manifest;
 pub mod object;
 
@@ -11,10 +12,12 @@ use crate::problem::{ByObject, Problem};
 use object::Event;
 
 /// A source of objects.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Source {
     /// A directory of manifests.
     Manifest(manifest::Source),
+    /// A cluster.
+    Kube(kube::Source),
 }
 
 /// Changes that belong together.
@@ -46,11 +49,26 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// There are no credentials for a cluster.
+    #[error("no cluster to read from; give --kubeconfig or --manifests, or run in a Pod with a service account")]
+    Credentials {
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 // === impl Source ===
 
 impl Source {
+    /// Whose objects these are: the UID of the cluster, and for a directory its path, so that agents never mix the state
+    /// of two. Waits for the cluster to answer.
+    pub async fn cluster_uid(&self) -> String {
+        match self {
+            Source::Manifest(source) => source.cluster_uid(),
+            Source::Kube(source) => source.cluster_uid().await,
+        }
+    }
+
     /// Sends everything there is, and then every change, until nobody listens any more.
     ///
     /// # Errors
@@ -58,6 +76,7 @@ impl Source {
     pub async fn run(self, batches: mpsc::Sender<Batch>) -> Result<(), Error> {
         match self {
             Source::Manifest(source) => source.run(batches).await,
+            Source::Kube(source) => source.run(batches).await,
         }
     }
 }

@@ -78,7 +78,8 @@ pub fn of_service(annotations: Option<&BTreeMap<String, String>>, report: &mut d
             LOCAL_OVERFLOW => found.local_overflow = one_of(&["true", "false"], report) == Some("true"),
             ACCEPT_PROXY_PROTOCOL | SEND_PROXY_PROTOCOL => {
                 if value != "off" {
-                    let message = format!("{ANNOTATION_PREFIX}{name}: the PROXY protocol is not supported by this release");
+                    let message =
+                        format!("{ANNOTATION_PREFIX}{name}: the PROXY protocol is not supported by this release");
                     report(Problem::new("UNSUPPORTED_ANNOTATION", message));
                 }
             }

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     emulate::slices::HEADLESS,
     problem::Problem,
+    snapshot::store::Change,
     watch::object::{self, ObjectKey},
 };
 
@@ -28,8 +29,8 @@ pub struct Derive {
 /// What follows from a change of the world.
 #[derive(Debug, Default)]
 pub struct Derived {
-    /// Resources with their new content, `None` where they are gone. Some may be equal to what they were.
-    pub changes: Vec<(Key, Option<Resource>)>,
+    /// Resources that are new, changed or gone. Some may be equal to what they were.
+    pub changes: Vec<Change>,
     /// The problems of objects that were looked at; an empty list where there are none any more.
     pub problems: Vec<(ObjectKey, Vec<Problem>)>,
 }
@@ -47,13 +48,13 @@ impl Derive {
         } else {
             self.started = true;
             let settings = Resource::Settings(world.config.settings.clone());
-            derived.changes.push((settings.key(), Some(settings)));
+            derived.changes.push(Change::Set(settings));
             everything = world.everything();
             &everything
         };
         for name in &dirty.nodes {
             let resource = world.nodes.get(name).map(|object| Resource::Node(node::derive(name, object)));
-            derived.changes.push((Key::new(Kind::Node, &**name), resource));
+            derived.change(Key::new(Kind::Node, &**name), resource);
         }
         for name in &dirty.services {
             service_changes(world, name, &mut derived);
@@ -64,13 +65,13 @@ impl Derive {
         for name in &dirty.certificates {
             let used = world.secret_users.contains_key(name);
             let certificate = world.secrets.get(name).filter(|_| used).and_then(|secret| secret.certificate.clone());
-            derived.changes.push((Key::new(Kind::Certificate, name.to_string()), certificate.map(Resource::Certificate)));
+            derived.change(Key::new(Kind::Certificate, name.to_string()), certificate.map(Resource::Certificate));
         }
         for address in &dirty.addresses {
             let pods = world.pods_at.get(address).into_iter().flatten();
             let claimants = pods.filter_map(|name| Some((name, world.pods.get(name)?)));
             let resource = workload::derive(*address, claimants).map(Resource::Workload);
-            derived.changes.push((Key::new(Kind::Workload, address.to_string()), resource));
+            derived.change(Key::new(Kind::Workload, address.to_string()), resource);
         }
         for key in &dirty.misplaced {
             derived.problems.push((key.clone(), world.misplaced.get(key).cloned().unwrap_or_default()));
@@ -83,16 +84,21 @@ impl Derive {
         let mut now = BTreeSet::new();
         for endpoint in endpoints(world, name) {
             let resource = Resource::Endpoint(Box::new(endpoint));
-            let key = resource.key();
-            now.insert(key.name.clone());
-            derived.changes.push((key, Some(resource)));
+            now.insert(resource.key().name);
+            derived.changes.push(Change::Set(resource));
         }
         for gone in before.difference(&now) {
-            derived.changes.push((Key::new(Kind::Endpoint, gone.clone()), None));
+            derived.changes.push(Change::Remove(Key::new(Kind::Endpoint, gone.clone())));
         }
         if !now.is_empty() {
             self.endpoints.insert(name.clone(), now);
         }
+    }
+}
+
+impl Derived {
+    fn change(&mut self, key: Key, resource: Option<Resource>) {
+        self.changes.push(resource.map_or(Change::Remove(key), Change::Set));
     }
 }
 
@@ -105,7 +111,8 @@ fn service_changes(world: &World, name: &NamespacedName, derived: &mut Derived) 
             let message = match world.secrets.get(secret) {
                 None => Some(format!("portico.dev/tls-secret: there is no Secret {secret} of type kubernetes.io/tls")),
                 Some(parsed) => parsed.problem.as_ref().map(|problem| {
-                    let kept = if parsed.certificate.is_some() { "; its last good content is still served" } else { "" };
+                    let kept =
+                        if parsed.certificate.is_some() { "; its last good content is still served" } else { "" };
                     format!("portico.dev/tls-secret: Secret {secret}: {problem}{kept}")
                 }),
             };
@@ -113,7 +120,7 @@ fn service_changes(world: &World, name: &NamespacedName, derived: &mut Derived) 
         }
         Resource::Service(Box::new(service))
     });
-    derived.changes.push((Key::new(Kind::Service, name.to_string()), resource));
+    derived.change(Key::new(Kind::Service, name.to_string()), resource);
     let key = ObjectKey::new(object::Kind::Service, name.namespace.clone(), name.name.clone());
     derived.problems.push((key, problems));
 }
@@ -130,9 +137,8 @@ fn endpoints(world: &World, name: &NamespacedName) -> Vec<api::resource::endpoin
     }
     let slices = world.slices.get(name).into_iter().flat_map(|slices| slices.values());
     // Slices of a headless Service are for DNS only (S1.3), and must not serve it once it has a ClusterIP.
-    let for_dns = |slice: &Arc<EndpointSlice>| {
-        slice.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(HEADLESS))
-    };
+    let for_dns =
+        |slice: &Arc<EndpointSlice>| slice.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(HEADLESS));
     let usable = slices.filter(|slice| kind == ServiceType::Headless || !for_dns(slice));
     endpoint::derive(name, usable, world.config.reach)
 }

@@ -113,7 +113,13 @@ impl Facts {
         (!self.terminating, self.ready, self.serving, Reverse(self))
     }
 
-    fn into_endpoint(self, service: &NamespacedName, address: IpAddr, ports: Vec<EndpointPort>, split: String) -> Endpoint {
+    fn into_endpoint(
+        self,
+        service: &NamespacedName,
+        address: IpAddr,
+        ports: Vec<EndpointPort>,
+        split: String,
+    ) -> Endpoint {
         Endpoint {
             service: service.clone(),
             address,

@@ -111,7 +111,9 @@ fn external_ips(spec: &ServiceSpec, policy: &Policy, report: &mut dyn FnMut(Prob
     let mut addresses = Vec::new();
     for text in spec.external_ips.iter().flatten() {
         match text.parse::<IpAddr>() {
-            Ok(address) if policy.external_ips.iter().any(|network| network.contains(&address)) => addresses.push(address),
+            Ok(address) if policy.external_ips.iter().any(|network| network.contains(&address)) => {
+                addresses.push(address)
+            }
             Ok(address) => report(Problem::new(
                 "EXTERNAL_IP_NOT_ALLOWED",
                 format!("spec.externalIPs: {address} is not served; allow its network with --external-ips"),
@@ -127,7 +129,8 @@ fn ingress(object: &v1::Service, report: &mut dyn FnMut(Problem)) -> Vec<IpAddr>
     let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let mut addresses = Vec::new();
     for ingress in status.iter().flat_map(|status| status.ingress.iter().flatten()) {
-        let Some(text) = ingress.ip.as_deref().filter(|_| matches!(ingress.ip_mode.as_deref(), None | Some("VIP"))) else {
+        let Some(text) = ingress.ip.as_deref().filter(|_| matches!(ingress.ip_mode.as_deref(), None | Some("VIP")))
+        else {
             continue;
         };
         match text.parse() {

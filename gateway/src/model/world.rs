@@ -361,9 +361,8 @@ impl World {
 fn lost_ready(before: &EndpointSlice, after: Option<&EndpointSlice>) -> bool {
     let ready = |slice: &EndpointSlice| -> HashSet<String> {
         let endpoints = slice.endpoints.iter().flatten();
-        let ready = endpoints.filter(|endpoint| {
-            endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
-        });
+        let ready = endpoints
+            .filter(|endpoint| endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true));
         ready.filter_map(|endpoint| endpoint.addresses.first().cloned()).collect()
     };
     let still = after.map(ready).unwrap_or_default();

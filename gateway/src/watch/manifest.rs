@@ -53,6 +53,12 @@ struct State {
 }
 
 impl Source {
+    /// Stands for the directory, wherever it is looked at from.
+    pub fn cluster_uid(&self) -> String {
+        let canonical = self.directory.canonicalize().unwrap_or_else(|_| self.directory.clone());
+        format!("manifests-{}", &blake3::hash(canonical.as_os_str().as_encoded_bytes()).to_hex()[..16])
+    }
+
     /// Sends the content of the directory, and then every change of it, until nobody listens any more.
     ///
     /// # Errors

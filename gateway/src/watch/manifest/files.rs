@@ -82,7 +82,8 @@ impl Files {
         walk(&root, MAX_DEPTH, &mut seen, &mut unreadable);
         let mut changed = unreadable != self.unreadable;
         self.unreadable = unreadable;
-        let gone = |path: &PathBuf| !seen.contains(path) && !self.unreadable.keys().any(|parent| path.starts_with(parent));
+        let gone =
+            |path: &PathBuf| !seen.contains(path) && !self.unreadable.keys().any(|parent| path.starts_with(parent));
         let gone: Vec<PathBuf> = self.files.keys().filter(|path| gone(path)).cloned().collect();
         for path in gone {
             self.files.remove(&path);
@@ -172,12 +173,7 @@ impl Files {
 
 /// Finds the manifests below a folder. Hidden entries are skipped: among them are the `..data` folders of mounted
 /// volumes, whose files are seen through the links beside them.
-fn walk(
-    folder: &Path,
-    depth: usize,
-    seen: &mut BTreeSet<PathBuf>,
-    unreadable: &mut BTreeMap<PathBuf, String>,
-) {
+fn walk(folder: &Path, depth: usize, seen: &mut BTreeSet<PathBuf>, unreadable: &mut BTreeMap<PathBuf, String>) {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) => {

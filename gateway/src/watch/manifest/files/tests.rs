@@ -8,7 +8,8 @@ fn node(name: &str) -> String {
 
 fn merge(files: &mut Files) -> (Vec<String>, Vec<String>) {
     let merged = files.merge(Timestamp::UNIX_EPOCH);
-    let duplicates = merged.duplicates.iter().flat_map(|(key, problems)| problems.iter().map(move |p| format!("{key}: {p}")));
+    let duplicates =
+        merged.duplicates.iter().flat_map(|(key, problems)| problems.iter().map(move |p| format!("{key}: {p}")));
     let problems = merged.broken.iter().map(Problem::to_string).chain(duplicates);
     (merged.objects.keys().map(ObjectKey::to_string).collect(), problems.collect())
 }
@@ -45,8 +46,11 @@ fn a_broken_file_keeps_its_last_good_content_and_the_others_live_on() {
 fn the_first_file_by_path_serves_what_stands_twice() {
     let directory = tempfile::tempdir().expect("a directory");
     fs::create_dir(directory.path().join("sub")).expect("creates");
-    fs::write(directory.path().join("sub/b.json"), "{\"apiVersion\": \"v1\", \"kind\": \"Node\", \"metadata\": {\"name\": \"a\"}}")
-        .expect("writes");
+    fs::write(
+        directory.path().join("sub/b.json"),
+        "{\"apiVersion\": \"v1\", \"kind\": \"Node\", \"metadata\": {\"name\": \"a\"}}",
+    )
+    .expect("writes");
     fs::write(directory.path().join("a.yml"), node("a")).expect("writes");
     fs::write(directory.path().join("a.txt"), node("ignored")).expect("writes");
     fs::write(directory.path().join(".hidden.yaml"), node("hidden")).expect("writes");
@@ -96,7 +100,9 @@ fn objects_without_a_creation_time_get_the_time_at_which_they_were_first_seen() 
     let mut created = |seconds: i64| {
         files.scan();
         let merged = files.merge(Timestamp::from_second(seconds).expect("a time"));
-        let of = |(key, object): (&ObjectKey, &Object)| (key.name.to_string(), object.created().map(|time| time.0.as_second()));
+        let of = |(key, object): (&ObjectKey, &Object)| {
+            (key.name.to_string(), object.created().map(|time| time.0.as_second()))
+        };
         merged.objects.iter().map(of).collect::<Vec<_>>()
     };
     assert_eq!(created(10), [("a".to_owned(), Some(10))]);
