@@ -9,6 +9,8 @@ pub mod report;
 pub mod balance;
 /// What a connection asks, compiled.
 pub mod table;
+/// HTTP/1.1 as bytes.
+pub mod http1;
 /// To an endpoint and back.
 pub mod forward;
 /// What one worker owns.
