@@ -6,7 +6,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::{
+    api::core::v1::{Node, NodeAddress, NodeStatus, Service},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 
 pub mod addresses;
 pub mod defaults;
@@ -16,7 +19,7 @@ pub mod slices;
 use crate::{
     ipam::pool::PortRange,
     problem::{ByObject, Problem},
-    watch::object::{Object, ObjectKey},
+    watch::object::{Kind, Object, ObjectKey},
 };
 
 /// What there is to give away.
@@ -82,7 +85,23 @@ pub fn emulate(rules: &Rules, objects: &BTreeMap<ObjectKey, Object>, held: &mut 
             }
         }
     }
+    if !completed.keys().any(|key| key.kind == Kind::Node) {
+        let node = Object::Node(Arc::new(local_node()));
+        completed.insert(node.key(), node);
+    }
     Emulated { objects: completed, problems }
+}
+
+/// The node of manifests that name none: this host, by its loopback address.
+fn local_node() -> Node {
+    Node {
+        metadata: ObjectMeta { name: Some("local".to_owned()), ..ObjectMeta::default() },
+        spec: None,
+        status: Some(NodeStatus {
+            addresses: Some(vec![NodeAddress { type_: "InternalIP".to_owned(), address: "127.0.0.1".to_owned() }]),
+            ..NodeStatus::default()
+        }),
+    }
 }
 
 /// The Services while they are completed.
