@@ -4,7 +4,7 @@ use std::{num::NonZeroU16, time::Duration};
 
 use clap::Args as ClapArgs;
 use ipnet::IpNet;
-use runtime::args::{self, Problems};
+use runtime::args::{Problems, parse};
 
 use crate::{apply::compile::Here, local::Limits, report::access_log::AccessLog};
 
@@ -141,7 +141,7 @@ impl Args {
             Some(raw) => Some(problems.value(
                 "--admin-listen",
                 raw,
-                args::socket_addr,
+                parse::socket_addr,
                 "an address with port, such as 10.0.0.1:18081",
             )?),
             None => None,
@@ -170,18 +170,18 @@ impl DataPlaneArgs {
         const DURATION: &str = "a number with unit, such as 30s or 5m";
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let http_port = self.http_port.as_ref().map(|raw| {
-            problems.value("--http-port", raw, args::number(0..=u16::MAX), "a port from 1 to 65535, or 0 for none")
+            problems.value("--http-port", raw, parse::number(0..=u16::MAX), "a port from 1 to 65535, or 0 for none")
         });
         let workers = self.workers.as_ref().map_or(Some(cores), |raw| {
-            problems.value("--workers", raw, args::number(1..=1024), "a number from 1 to 1024")
+            problems.value("--workers", raw, parse::number(1..=1024), "a number from 1 to 1024")
         });
         let mut cidrs = |field, raw: &str| {
-            problems.value(field, raw, args::cidr_list, "networks separated by commas, such as 10.0.0.0/8,fd00::/8")
+            problems.value(field, raw, parse::cidr_list, "networks separated by commas, such as 10.0.0.0/8,fd00::/8")
         };
         let node_port_addresses = cidrs("--node-port-addresses", &self.node_port_addresses);
         let trusted_proxies = cidrs("--trusted-proxies", &self.trusted_proxies);
         let mut duration = |field, raw: &str| {
-            let positive = |raw: &str| match args::duration(raw) {
+            let positive = |raw: &str| match parse::duration(raw) {
                 Ok(Duration::ZERO) => Err("is zero".to_owned()),
                 other => other,
             };
@@ -193,18 +193,18 @@ impl DataPlaneArgs {
         let connect_timeout = duration("--connect-timeout", &self.connect_timeout);
         let response_timeout = duration("--response-timeout", &self.response_timeout);
         let tcp_idle_timeout = duration("--tcp-idle-timeout", &self.tcp_idle_timeout);
-        let number = args::number(1..=10_000_000u32);
+        let number = parse::number(1..=10_000_000u32);
         let mut count = |field, raw: &str| problems.value(field, raw, &number, "a number from 1 to 10000000");
         let connections = count("--max-connections", &self.max_connections);
         let flows = count("--max-udp-flows", &self.max_udp_flows);
-        let attempts = problems.value("--attempts", &self.attempts, args::number(1..=16), "a number from 1 to 16");
+        let attempts = problems.value("--attempts", &self.attempts, parse::number(1..=16), "a number from 1 to 16");
         let headers =
-            problems.value("--max-headers", &self.max_headers, args::number(1..=10_000), "a number from 1 to 10000");
+            problems.value("--max-headers", &self.max_headers, parse::number(1..=10_000), "a number from 1 to 10000");
         let header_bytes = problems.value(
             "--max-header-bytes",
             &self.max_header_bytes,
             |raw| {
-                args::bytes(raw).and_then(|bytes| match bytes {
+                parse::bytes(raw).and_then(|bytes| match bytes {
                     8_192..=1_048_576 => Ok(bytes as usize),
                     _ => Err("is out of range".to_owned()),
                 })
@@ -214,7 +214,7 @@ impl DataPlaneArgs {
         let access_log = problems.value(
             "--access-log",
             &self.access_log,
-            args::one_of(&["off", "errors", "all"]),
+            parse::one_of(&["off", "errors", "all"]),
             "off, errors or all",
         );
         let workers = workers?;

@@ -1,0 +1,219 @@
+//! Wiring: an agent from its configuration to its end.
+
+use std::{net::SocketAddr, sync::atomic::Ordering, time::SystemTime};
+
+use api::delta::client::Client;
+use opentelemetry::{KeyValue, metrics::MeterProvider as _};
+use runtime::{admin::Admin, drain, ready::Readiness, telemetry::Component};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tonic::transport::Endpoint;
+
+use crate::{
+    apply::{
+        compile::Compiler,
+        control::{Control, Counters, Progress},
+    },
+    config::Config,
+    report::export::{self, NodeIdentity},
+    status::{self, Identity},
+    table::certificate::TlsContext,
+    worker::Workers,
+};
+
+/// Where the admin port of an agent is when nothing else is said.
+pub const ADMIN_PORT: u16 = 18_081;
+
+/// Why an agent could not start, or ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// TLS cannot be set up.
+    #[error("cannot set up TLS")]
+    Tls(#[from] rustls::Error),
+    /// A thread cannot be started.
+    #[error("cannot start the workers")]
+    Workers(#[source] std::io::Error),
+    /// The admin port cannot be opened.
+    #[error("cannot listen on {address}, set --admin-listen to a free address of this host")]
+    Admin {
+        /// What was asked for.
+        address: SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// One of the gateways is not a URL.
+    #[error("--gateway is not a URL")]
+    Gateway(#[from] tonic::transport::Error),
+    /// A worker ended before it was told to.
+    #[error("a worker of the data plane ended, see the log above")]
+    Worker,
+}
+
+/// Runs an agent until draining has begun and is over.
+///
+/// # Errors
+/// [`Error`]; after one, nothing of the agent is left running.
+pub async fn run(config: Config, telemetry: &Component, drain: drain::Watch) -> Result<(), Error> {
+    let _guard = drain.guard();
+    let readiness = Readiness::new();
+    let first_commit = readiness.latch("first commit of the gateway applied");
+    let identity = Identity {
+        node: config.here.node.clone(),
+        instance: format!("{:016x}", fastrand::u64(..)),
+    };
+    let node = NodeIdentity { name: identity.node.clone() };
+    let reporting = export::start(telemetry, node, config.access_log, config.workers);
+    let workers = (0..config.workers).map(|_| reporting.worker()).collect();
+    let workers = Workers::start(config.limits.clone(), workers, &identity.node).map_err(Error::Workers)?;
+    let client = Client::new(identity.node.as_str(), env!("CARGO_PKG_VERSION"));
+    let compiler = Compiler::new(config.here.clone(), TlsContext::new()?);
+    let (control, progress, counters) = Control::new(&config.gateways, client, compiler, workers, first_commit)?;
+    observe(telemetry, progress.clone(), counters);
+
+    let mut tasks = Tasks::default();
+    for gateway in &config.gateways {
+        let endpoint = Endpoint::from_shared(gateway.clone())?.connect_timeout(std::time::Duration::from_secs(3));
+        tasks.spawn(status::report(endpoint, identity.clone(), progress.clone(), drain.clone()));
+    }
+    let admin = admin(readiness, telemetry, progress.clone());
+    let serve_admin = listen_admin(config.admin_listen, progress, admin, drain.clone());
+    let mut serve_admin = tasks.spawn_handle(serve_admin);
+    let control = control.run(drain);
+    tokio::pin!(control);
+    let workers = loop {
+        tokio::select! {
+            workers = &mut control => break workers.ok_or(Error::Worker)?,
+            ended = &mut serve_admin, if !serve_admin.is_finished() => if let Ok(Err(error)) = ended {
+                return Err(error);
+            },
+        }
+    };
+    tracing::info!(node = identity.node, "draining");
+    workers.drain().await;
+    reporting.shutdown();
+    tracing::info!(node = identity.node, "drained");
+    Ok(())
+}
+
+/// Tasks that end with the agent.
+#[derive(Default)]
+struct Tasks(Vec<tokio::task::AbortHandle>);
+
+// === impl Tasks ===
+
+impl Tasks {
+    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.push(tokio::spawn(task).abort_handle());
+    }
+
+    fn spawn_handle<T: Send + 'static>(&mut self, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+        let handle = tokio::spawn(task);
+        self.0.push(handle.abort_handle());
+        handle
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.iter().for_each(tokio::task::AbortHandle::abort);
+    }
+}
+
+/// Opens the admin port: where the configuration says, else at the node's address once that is known.
+async fn listen_admin(
+    listen: Option<SocketAddr>,
+    mut progress: watch::Receiver<Progress>,
+    admin: Admin,
+    drain: drain::Watch,
+) -> Result<(), Error> {
+    let address = match listen {
+        Some(address) => address,
+        None => {
+            let known = |progress: &Progress| progress.applied.is_some();
+            let Ok(progress) = progress.wait_for(known).await else { return Ok(()) };
+            let node = progress.table.location.addresses.first().copied();
+            SocketAddr::new(node.unwrap_or_else(|| [127, 0, 0, 1].into()), ADMIN_PORT)
+        }
+    };
+    let listener = TcpListener::bind(address).await.map_err(|source| Error::Admin { address, source })?;
+    tracing::info!(%address, "admin port open");
+    runtime::admin::serve(listener, admin, drain).await;
+    Ok(())
+}
+
+fn admin(readiness: Readiness, telemetry: &Component, progress: watch::Receiver<Progress>) -> Admin {
+    let listeners = progress.clone();
+    Admin::new(readiness, telemetry.registry.clone())
+        .debug("table", move || {
+            let table = progress.borrow().table.clone();
+            let mut frontends: Vec<_> = table.frontends.iter().collect();
+            frontends.sort_by_key(|(destination, _)| **destination);
+            frontends.into_iter().map(|(destination, frontend)| {
+                let name = frontend.target.as_ref().map_or("by name".to_owned(), |target| target.display_name());
+                let backends = frontend.target.as_ref().map_or(0, |target| target.cluster.backends.len());
+                let kind = frontend.kind.label();
+                format!("{} {} {kind} {name} {backends} endpoints\n", destination.address, destination.transport.as_str())
+            })
+            .collect()
+        })
+        .debug("faults", move || {
+            let faults = listeners.borrow().faults.clone();
+            faults.into_iter().map(|(destination, fault)| format!("{destination:?} {}: {}\n", fault.reason, fault.message)).collect()
+        })
+}
+
+/// Metrics of the control loop. They are read when somebody scrapes.
+fn observe(telemetry: &Component, progress: watch::Receiver<Progress>, counters: std::sync::Arc<Counters>) {
+    let meter = telemetry.meter_provider.meter("portico.discovery");
+    let seen = progress.clone();
+    meter
+        .f64_observable_gauge("portico.discovery.state.age")
+        .with_description("Seconds since the gateway last confirmed the state in force")
+        .with_unit("s")
+        .with_callback(move |gauge| {
+            let applied = seen.borrow().applied;
+            if let Some(age) = applied.and_then(|applied| SystemTime::now().duration_since(applied).ok()) {
+                gauge.observe(age.as_secs_f64(), &[]);
+            }
+        })
+        .build();
+    let seen = progress.clone();
+    meter
+        .u64_observable_gauge("portico.discovery.resources")
+        .with_description("Resources held and accepted")
+        .with_callback(move |gauge| {
+            let digests = seen.borrow().digests;
+            for kind in api::resource::Kind::ALL {
+                gauge.observe(digests.of(kind).count(), &[KeyValue::new("type", kind.label())]);
+            }
+        })
+        .build();
+    let seen = progress.clone();
+    meter
+        .u64_observable_gauge("portico.discovery.connected")
+        .with_description("1 while a stream to a gateway is open")
+        .with_callback(move |gauge| gauge.observe(u64::from(seen.borrow().connected), &[]))
+        .build();
+    meter
+        .u64_observable_gauge("portico.listeners")
+        .with_description("Addresses that are open, and that cannot be opened")
+        .with_callback(move |gauge| {
+            let progress = progress.borrow();
+            gauge.observe(progress.listeners as u64, &[KeyValue::new("state", "open")]);
+            gauge.observe(progress.faults.len() as u64, &[KeyValue::new("state", "failed")]);
+        })
+        .build();
+    type Read = fn(&Counters) -> u64;
+    let all: [(&str, &str, Read); 3] = [
+        ("portico.discovery.received", "Resources received over the stream", |c| c.received.load(Ordering::Relaxed)),
+        ("portico.discovery.rejected", "Resources refused", |c| c.rejected.load(Ordering::Relaxed)),
+        ("portico.discovery.streams", "Streams opened to a gateway", |c| c.streams.load(Ordering::Relaxed)),
+    ];
+    for (name, description, read) in all {
+        let counters = counters.clone();
+        meter
+            .u64_observable_counter(name)
+            .with_description(description)
+            .with_callback(move |counter| counter.observe(read(&counters), &[]))
+            .build();
+    }
+}
