@@ -16,8 +16,8 @@ mod outcome;
 pub mod settings;
 
 use self::account::{Account, SpanCounts};
-use self::export::{Entrance, Reactor, Reported, Spans, Watched};
-use self::settings::Settings;
+use self::export::{Entrance, Reactor, Reported, SharedEntrance, Spans, Watched};
+use self::settings::{Sampling, Settings};
 use crate::args::Problems;
 use opentelemetry::metrics::MeterProvider;
 use opentelemetry::trace::TracerProvider;
@@ -26,7 +26,9 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::logs::{BatchLogProcessor, SdkLoggerProvider};
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
-use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, SdkTracer, SdkTracerProvider};
+use opentelemetry_sdk::trace::{
+    BatchConfigBuilder, BatchSpanProcessor, SdkTracer, SdkTracerProvider, SpanData, SpanProcessor,
+};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -116,7 +118,9 @@ impl Telemetry {
             account::observe(&traces.account, &meter_provider.meter("portico.telemetry"), traces.exporter);
         }
         Ok(Component {
-            tracer: traces.as_ref().map(|traces| traces.provider.tracer_with_scope(scope)),
+            tracer: traces.as_ref().map(|traces| traces.provider.tracer_with_scope(scope.clone())),
+            spans: traces.as_ref().map(|traces| SpanSink { entrance: traces.entrance.clone(), scope }),
+            sampling: self.settings.sampling,
             logger_provider: self.logger_provider(resource)?,
             meter_provider,
             registry,
@@ -159,17 +163,20 @@ impl Telemetry {
             .with_scheduled_delay(batch.delay)
             .build();
         let processor = BatchSpanProcessor::builder(Spans { watched, account: account.clone() });
-        let entrance = Entrance {
+        let mut entrance = Entrance {
             batch: processor.with_batch_config(config).build(),
             account: account.clone(),
             closed: AtomicBool::new(false),
         };
+        // The provider would do it, but it gets a shared entrance, and a resource is set only before sharing.
+        entrance.set_resource(&resource);
+        let entrance = Arc::new(entrance);
         let provider = SdkTracerProvider::builder()
-            .with_sampler(self.settings.sampler.clone())
+            .with_sampler(self.settings.sampling.sampler())
             .with_resource(resource)
-            .with_span_processor(entrance)
+            .with_span_processor(SharedEntrance(entrance.clone()))
             .build();
-        Ok(Some(Traces { provider, account, exporter: name }))
+        Ok(Some(Traces { provider, entrance, account, exporter: name }))
     }
 
     fn meter_provider(&self, resource: Resource, registry: &prometheus::Registry) -> Result<SdkMeterProvider, Error> {
@@ -206,6 +213,10 @@ impl Telemetry {
 pub struct Component {
     /// Starts spans; `None` when spans are not exported, and nobody need build any.
     pub tracer: Option<SdkTracer>,
+    /// Takes spans that were built at their end; `None` when spans are not exported.
+    pub spans: Option<SpanSink>,
+    /// Which spans to record, for those who use [`Component::spans`]; [`Component::tracer`] heeds it by itself.
+    pub sampling: Sampling,
     /// Makes meters. Their instruments are in [`Component::registry`], and exported if so configured.
     pub meter_provider: SdkMeterProvider,
     /// Makes loggers; `None` when log records are not exported.
@@ -218,13 +229,34 @@ pub struct Component {
 #[derive(Debug)]
 struct Traces {
     provider: SdkTracerProvider,
+    entrance: Arc<Entrance>,
     account: Arc<Account>,
     exporter: &'static str,
 }
 
+/// Takes spans that are complete. A tracer makes ids and times itself, while a data plane that reports each request once
+/// it has ended knows both before: its ids went out with the request.
+#[derive(Clone, Debug)]
+pub struct SpanSink {
+    entrance: Arc<Entrance>,
+    scope: InstrumentationScope,
+}
+
+impl SpanSink {
+    /// What made the spans; to be set as [`SpanData::instrumentation_scope`].
+    pub fn scope(&self) -> &InstrumentationScope {
+        &self.scope
+    }
+
+    /// Takes a span, or counts it as lost. It never blocks. Spans whose context is not sampled are ignored.
+    pub fn end(&self, span: SpanData) {
+        self.entrance.on_end(span);
+    }
+}
+
 impl Component {
     /// What became of the spans so far; all zero when they are not exported.
-    pub fn spans(&self) -> SpanCounts {
+    pub fn span_counts(&self) -> SpanCounts {
         self.traces.as_ref().map(|traces| traces.account.counts()).unwrap_or_default()
     }
 

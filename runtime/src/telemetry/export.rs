@@ -153,6 +153,28 @@ impl SpanProcessor for Entrance {
     }
 }
 
+/// An entrance as the provider owns it, while spans that are built after the fact come in beside it.
+#[derive(Debug)]
+pub(super) struct SharedEntrance(pub(super) Arc<Entrance>);
+
+impl SpanProcessor for SharedEntrance {
+    fn on_start(&self, span: &mut Span, context: &Context) {
+        self.0.on_start(span, context);
+    }
+
+    fn on_end(&self, span: SpanData) {
+        self.0.on_end(span);
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.0.force_flush()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.0.shutdown_with_timeout(timeout)
+    }
+}
+
 /// An exporter of metrics or log records: failures make one log line a minute.
 #[derive(Debug)]
 pub(super) struct Reported<E> {

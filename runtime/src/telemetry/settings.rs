@@ -46,7 +46,7 @@ pub struct Settings {
     /// Where log records go; `None` exports none.
     pub logs: Option<Destination>,
     /// Which spans are recorded.
-    pub sampler: Sampler,
+    pub sampling: Sampling,
     /// How spans are gathered into batches.
     pub batch: Batch,
     /// The time between two exports of metrics.
@@ -55,6 +55,15 @@ pub struct Settings {
     pub metric_timeout: Duration,
     /// Whether counters start over with each export.
     pub temporality: Temporality,
+}
+
+/// `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG`, as data: whoever builds spans after the fact has to decide before.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// The share of traces that begin here, 0 to 1; `None` if nobody asked for one.
+    pub ratio: Option<f64>,
+    /// A parent decides for its children.
+    pub parent_based: bool,
 }
 
 /// The collector of one signal.
@@ -105,6 +114,18 @@ pub struct Batch {
     pub timeout: Duration,
 }
 
+impl Sampling {
+    /// The same for the SDK.
+    pub fn sampler(&self) -> Sampler {
+        let root = match self.ratio.unwrap_or(DEFAULT_RATIO) {
+            1.0 => Sampler::AlwaysOn,
+            0.0 => Sampler::AlwaysOff,
+            ratio => Sampler::TraceIdRatioBased(ratio),
+        };
+        if self.parent_based { Sampler::ParentBased(Box::new(root)) } else { root }
+    }
+}
+
 impl Settings {
     /// Nothing is exported; the names are the component's own.
     pub fn disabled() -> Self {
@@ -134,7 +155,7 @@ impl Settings {
             logs: destination("logs"),
             service_name: vars.get("OTEL_SERVICE_NAME").or(named),
             resource,
-            sampler: vars.sampler(),
+            sampling: vars.sampling(),
             batch,
             metric_interval: vars.millis("OTEL_METRIC_EXPORT_INTERVAL", 60_000),
             metric_timeout: vars.millis("OTEL_METRIC_EXPORT_TIMEOUT", 30_000),
@@ -236,21 +257,19 @@ impl Vars<'_> {
         (chosen == "gzip").then_some(Compression::Gzip)
     }
 
-    fn sampler(&mut self) -> Sampler {
+    fn sampling(&mut self) -> Sampling {
         const ARG: &str = "OTEL_TRACES_SAMPLER_ARG";
         const NAME: &str = "OTEL_TRACES_SAMPLER";
         let chosen = self.get(NAME).and_then(|raw| self.choice(NAME, &raw, &SAMPLERS));
-        let ratio = self.get(ARG).and_then(|raw| self.problems.value(ARG, &raw, number(0.0..=1.0), ""));
-        // A ratio sampler that is named without a ratio takes all, says the specification; ours takes one percent.
-        let ratio = ratio.unwrap_or(if chosen.is_some() { 1.0 } else { DEFAULT_RATIO });
-        match chosen.unwrap_or("parentbased_traceidratio") {
-            "always_on" => Sampler::AlwaysOn,
-            "always_off" => Sampler::AlwaysOff,
-            "traceidratio" => Sampler::TraceIdRatioBased(ratio),
-            "parentbased_always_on" => Sampler::ParentBased(Box::new(Sampler::AlwaysOn)),
-            "parentbased_always_off" => Sampler::ParentBased(Box::new(Sampler::AlwaysOff)),
-            _ => Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(ratio))),
-        }
+        let argument = self.get(ARG).and_then(|raw| self.problems.value(ARG, &raw, number(0.0..=1.0), ""));
+        let ratio = match chosen {
+            Some("always_on" | "parentbased_always_on") => Some(1.0),
+            Some("always_off" | "parentbased_always_off") => Some(0.0),
+            // A ratio sampler that is named without a ratio takes all, says the specification.
+            Some(_) => argument.or(Some(1.0)),
+            None => argument,
+        };
+        Sampling { ratio, parent_based: chosen.is_none_or(|name| name.starts_with("parentbased")) }
     }
 
     fn temporality(&mut self) -> Temporality {

@@ -24,7 +24,7 @@ fn without_a_destination_nothing_pretends_to_export() {
     let component = telemetry.component("portico-gateway", Vec::new()).unwrap();
     assert!(telemetry.reactor.is_none());
     assert!(component.tracer.is_none() && component.logger_provider.is_none());
-    assert_eq!(component.spans(), SpanCounts::default());
+    assert_eq!(component.span_counts(), SpanCounts::default());
     assert!(!scrape(&component).contains("otel_sdk"));
     component.shutdown(MAX_FLUSH).unwrap();
 }

@@ -6,13 +6,14 @@ use collector::{Answer, Collector, Wire};
 use opentelemetry::KeyValue;
 use opentelemetry::logs::{AnyValue, LogRecord, Logger, LoggerProvider};
 use opentelemetry::metrics::MeterProvider;
-use opentelemetry::trace::{Span, SpanKind, Tracer};
+use opentelemetry::trace::{Span, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState, Tracer};
+use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 use runtime::args::Problems;
 use runtime::telemetry::account::{Loss, SpanCounts};
 use runtime::telemetry::settings::Settings;
 use runtime::telemetry::{Component, Error, Telemetry};
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tonic::Code;
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -56,7 +57,7 @@ fn record(component: &Component, spans: usize) {
 
 /// The account, which must balance.
 fn balance(component: &Component) -> SpanCounts {
-    let counts = component.spans();
+    let counts = component.span_counts();
     assert_eq!(counts.ended, counts.pending + counts.exported + counts.lost_total(), "{counts:?}");
     counts
 }
@@ -118,6 +119,44 @@ fn spans_arrive_compressed_and_through_tls() {
         component.shutdown(LIMIT).unwrap();
         check_arrival(&collector, balance(&component));
     }
+}
+
+#[test]
+fn spans_built_at_their_end_keep_their_ids_and_are_accounted_for() {
+    let collector = Collector::start(Wire::Grpc, Answer::Accept);
+    let component = component(&collector, &[]);
+    let sink = component.spans.clone().unwrap();
+    let context = |flags| {
+        let (trace, span) = (TraceId::from_bytes([7; 16]), SpanId::from_bytes([9; 8]));
+        SpanContext::new(trace, span, flags, false, TraceState::NONE)
+    };
+    let span = SpanData {
+        span_context: context(TraceFlags::SAMPLED),
+        parent_span_id: SpanId::from_bytes([3; 8]),
+        parent_span_is_remote: true,
+        span_kind: SpanKind::Server,
+        name: "GET web.shop".into(),
+        start_time: SystemTime::UNIX_EPOCH,
+        end_time: SystemTime::UNIX_EPOCH + Duration::from_secs(1),
+        attributes: Vec::new(),
+        dropped_attributes_count: 0,
+        events: SpanEvents::default(),
+        links: SpanLinks::default(),
+        status: Status::Unset,
+        instrumentation_scope: sink.scope().clone(),
+    };
+    sink.end(SpanData { span_context: context(TraceFlags::NOT_SAMPLED), ..span.clone() });
+    sink.end(span.clone());
+    component.shutdown(LIMIT).unwrap();
+    sink.end(span);
+    let counts = balance(&component);
+    assert_eq!((counts.ended, counts.exported, counts.lost_to(Loss::AlreadyShutdown)), (2, 1, 1));
+    let received = collector.received.lock().unwrap();
+    let spans: Vec<_> = received.all_spans().collect();
+    assert_eq!(spans.len(), 1);
+    assert_eq!((&spans[0].trace_id[..], &spans[0].span_id[..]), (&[7; 16][..], &[9; 8][..]));
+    assert_eq!((&spans[0].parent_span_id[..], spans[0].end_time_unix_nano), (&[3; 8][..], 1_000_000_000));
+    assert!(format!("{:?}", received.spans[0].resource).contains("portico-agent"));
 }
 
 #[test]
@@ -196,7 +235,7 @@ fn the_account_can_be_scraped() {
     let component = component(&collector, &[("OTEL_BSP_SCHEDULE_DELAY", "1")]);
     record(&component, 5);
     let deadline = Instant::now() + LIMIT;
-    while component.spans().pending > 0 && Instant::now() < deadline {
+    while component.span_counts().pending > 0 && Instant::now() < deadline {
         std::thread::yield_now();
     }
     let counts = balance(&component);

@@ -93,19 +93,22 @@ fn options_of_one_signal_win_over_those_of_all() {
 #[test]
 fn samplers() {
     let parent = |root| Sampler::ParentBased(Box::new(root));
-    let cases: [(&[(&str, &str)], Sampler); 6] = [
-        (&[], parent(Sampler::TraceIdRatioBased(0.01))),
-        (&[("OTEL_TRACES_SAMPLER_ARG", "0.5")], parent(Sampler::TraceIdRatioBased(0.5))),
-        (&[("OTEL_TRACES_SAMPLER", "always_on")], Sampler::AlwaysOn),
-        (&[("OTEL_TRACES_SAMPLER", "traceidratio")], Sampler::TraceIdRatioBased(1.0)),
+    let cases: [(&[(&str, &str)], Option<f64>, Sampler); 6] = [
+        (&[], None, parent(Sampler::TraceIdRatioBased(0.01))),
+        (&[("OTEL_TRACES_SAMPLER_ARG", "0.5")], Some(0.5), parent(Sampler::TraceIdRatioBased(0.5))),
+        (&[("OTEL_TRACES_SAMPLER", "always_on"), ("OTEL_TRACES_SAMPLER_ARG", "0.5")], Some(1.0), Sampler::AlwaysOn),
+        (&[("OTEL_TRACES_SAMPLER", "traceidratio")], Some(1.0), Sampler::AlwaysOn),
         (
             &[("OTEL_TRACES_SAMPLER", "traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "0.25")],
+            Some(0.25),
             Sampler::TraceIdRatioBased(0.25),
         ),
-        (&[("OTEL_TRACES_SAMPLER", "parentbased_always_off")], parent(Sampler::AlwaysOff)),
+        (&[("OTEL_TRACES_SAMPLER", "parentbased_always_off")], Some(0.0), parent(Sampler::AlwaysOff)),
     ];
-    for (vars, expected) in cases {
-        assert_eq!(format!("{:?}", good(vars).sampler), format!("{expected:?}"), "{vars:?}");
+    for (vars, ratio, expected) in cases {
+        let sampling = good(vars).sampling;
+        assert_eq!(sampling.ratio, ratio, "{vars:?}");
+        assert_eq!(format!("{:?}", sampling.sampler()), format!("{expected:?}"), "{vars:?}");
     }
 }
 
@@ -141,7 +144,7 @@ fn wrong_values_are_all_reported_and_count_as_unset() {
     assert_eq!(settings.traces, None);
     assert_eq!(settings.metrics.unwrap().protocol, Protocol::Grpc);
     assert_eq!(settings.batch.queue, DEFAULT_SPAN_QUEUE);
-    assert_eq!(format!("{:?}", settings.sampler), format!("{:?}", Settings::disabled().sampler));
+    assert_eq!(settings.sampling, Settings::disabled().sampling);
     assert!(settings.resource.is_empty());
     for line in [
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: \"not a url\" is not a URL with scheme http or https; give a URL, such as",
