@@ -2,3 +2,5 @@
 
 pub mod pool;
 pub mod socket;
+pub mod splice;
+pub mod tcp;

@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use crate::{
     balance::pick::Load,
-    forward::pool::Pool,
+    forward::{pool::Pool, tcp::Scratch},
     report::record::Reporter,
     table::{Backend, Table},
 };
@@ -64,6 +64,8 @@ pub struct Local {
     pub drain: LocalDrain,
     /// Round-robin turn.
     pub turn: Cell<u32>,
+    /// What copying needs.
+    pub scratch: Scratch,
     table: RefCell<Rc<Pinned>>,
     upstreams: RefCell<HashMap<SocketAddr, Rc<Upstream>, RandomState>>,
     connections: Rc<Cell<u32>>,
@@ -111,6 +113,7 @@ impl Local {
             reporter,
             drain: LocalDrain::default(),
             turn: Cell::new(fastrand::u32(..)),
+            scratch: Scratch::default(),
             table: RefCell::new(Rc::new(Pinned(table))),
             upstreams: RefCell::default(),
             connections: Rc::default(),

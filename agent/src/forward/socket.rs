@@ -1,9 +1,16 @@
-//! Dialing an endpoint.
+//! Sockets to endpoints and clients: dialing, and what tokio's stream does not offer.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{Shutdown, SocketAddr},
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
@@ -50,6 +57,68 @@ fn outcome(error: &io::Error) -> Outcome {
 pub fn reset_on_close(stream: &TcpStream) {
     // It fails only on sockets that are no longer connected, which have nobody left to tell.
     let _ = stream.set_zero_linger();
+}
+
+/// Reads and writes through a shared borrow, so that both directions of a connection and a watch for its reset can use
+/// it side by side. One task at a time may wait for each of reading and writing.
+#[derive(Clone, Copy, Debug)]
+pub struct Shared<'a>(pub &'a TcpStream);
+
+// === impl Shared ===
+
+impl Shared<'_> {
+    /// Runs `io` on at most `wanted` bytes. Moving fewer says that the socket is drained or full, as trying again would
+    /// (epoll(7), question 9), so the next call waits without trying.
+    fn try_io(
+        self,
+        interest: Interest,
+        wanted: usize,
+        io: impl FnOnce(&socket2::Socket) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        let mut moved = 0;
+        let tried = self.0.try_io(interest, || {
+            moved = io(&SockRef::from(self.0))?;
+            if (1..wanted).contains(&moved) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        if moved > 0 { Ok(moved) } else { tried.map(|()| 0) }
+    }
+}
+
+impl AsyncRead for Shared<'_> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.0.poll_read_ready(cx))?;
+            let unfilled = buffer.initialize_unfilled();
+            match self.try_io(Interest::READABLE, unfilled.len(), |mut socket| socket.read(unfilled)) {
+                Ok(count) => {
+                    buffer.advance(count);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Shared<'_> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match self.try_io(Interest::WRITABLE, bytes.len(), |mut socket| socket.write(bytes)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(SockRef::from(self.0).shutdown(Shutdown::Write))
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,66 @@
+//! Choosing and reaching an endpoint for a connection that has no requests to choose for.
+
+use std::{net::IpAddr, time::Instant};
+
+use tokio::net::TcpStream;
+
+use crate::{
+    balance::{flow::FlowHash, pick::pick},
+    forward::socket::dial,
+    local::{Busy, Local},
+    report::{
+        outcome::Outcome,
+        record::{Attempt, OpenConnection},
+    },
+    table::{Candidates, Target},
+};
+
+/// Connects to an endpoint of `target` for `client`: the one that the balance chooses, and if it cannot be reached the
+/// next one (S16.6), up to the limit of attempts. Each attempt is noted in `record`.
+///
+/// # Errors
+/// How the last attempt failed.
+pub async fn connect(
+    local: &Local,
+    target: &Target,
+    candidates: &Candidates,
+    client: IpAddr,
+    record: &mut OpenConnection,
+) -> Result<(TcpStream, Busy), Outcome> {
+    let hash = FlowHash::of_client(client);
+    let mut tried = Vec::new();
+    let mut failure = Outcome::NoEndpoints;
+    while tried.len() < local.limits.attempts {
+        let load = |backend: &_| local.load(backend);
+        let Some(backend) = pick(candidates, &target.balance, hash, &local.turn, load, &tried) else { break };
+        let upstream = local.upstream(backend.address);
+        let busy = upstream.busy();
+        let started = Instant::now();
+        let dialed = dial(backend.address, local.limits.connect_timeout).await;
+        let took = started.elapsed();
+        record.note(|record| {
+            record.attempts.push(Attempt {
+                backend: backend.clone(),
+                started,
+                connected: dialed.is_ok().then_some(took),
+                reused: false,
+                took,
+                status: None,
+                outcome: dialed.as_ref().err().copied().unwrap_or(Outcome::Complete),
+                span: local.reporter.traces.span(),
+            });
+        });
+        match dialed {
+            Ok(stream) => {
+                upstream.succeeded();
+                return Ok((stream, busy));
+            }
+            Err(outcome) => {
+                upstream.failed(local.now());
+                failure = outcome;
+                tried.push(backend.address);
+            }
+        }
+    }
+    Err(failure)
+}
