@@ -1,0 +1,233 @@
+//! All parts put together: ports, tasks, and how they end.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use api::resource::settings::Settings;
+use opentelemetry::metrics::MeterProvider as _;
+use runtime::{
+    admin::{self, Admin},
+    drain,
+    ready::Readiness,
+    telemetry::Component,
+};
+use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
+use tonic::transport::server::TcpIncoming;
+
+use crate::{
+    config::{Config, SourceConfig},
+    control::Control,
+    metrics::Metrics,
+    model::{
+        endpoint::Reach,
+        service::Policy,
+        world::{self, Ownership},
+    },
+    snapshot::store::Store,
+    stream::{Discovery, codec::DiscoveryServer, nodes::Nodes},
+    watch::{self, Source, kube, manifest},
+};
+
+/// Batches that may wait for the control loop. A source that is faster waits, which costs it nothing.
+const BATCHES: usize = 16;
+/// How often a silent connection is asked for a sign of life, and how long it has for the answer.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
+
+/// Why a gateway cannot start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An address cannot be listened on.
+    #[error("{option} {address}: cannot listen; give an address of this machine and a port that is free")]
+    Listen {
+        /// The option that names it.
+        option: &'static str,
+        /// As given.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The source of objects cannot be read.
+    #[error(transparent)]
+    Source(#[from] watch::Error),
+    /// A server failed.
+    #[error("the {name} server failed")]
+    Serve {
+        /// Which one.
+        name: &'static str,
+        /// Why.
+        source: tonic::transport::Error,
+    },
+    /// A part that must run as long as the gateway does has ended.
+    #[error("the {0} ended unexpectedly")]
+    Ended(&'static str),
+}
+
+/// A gateway that is running.
+#[derive(Debug)]
+pub struct Running {
+    /// Where agents connect.
+    pub discovery: SocketAddr,
+    /// Where load balancers and people ask.
+    pub health: SocketAddr,
+    /// Where the admin port is.
+    pub admin: SocketAddr,
+    /// Complete once the sources were read and everything is served.
+    pub readiness: Readiness,
+    tasks: JoinSet<Ended>,
+    drain: drain::Watch,
+}
+
+/// Name of a task that ended, and how.
+type Ended = (&'static str, Result<(), Error>);
+
+/// Starts a gateway. All ports are open when this returns; streams wait until the sources were read once.
+///
+/// # Errors
+/// [`Error::Listen`] for a port that cannot be had. What fails later is told by [`Running::wait`].
+pub async fn start(config: Config, telemetry: &Component, drain: drain::Watch) -> Result<Running, Error> {
+    let discovery = listen("--discovery-listen", config.discovery_listen).await?;
+    let health = listen("--health-listen", config.health_listen).await?;
+    let admin = listen("--admin-listen", config.admin_listen).await?;
+    let local = |listener: &TcpListener, asked: SocketAddr| listener.local_addr().unwrap_or(asked);
+
+    let readiness = Readiness::new();
+    let store = Arc::new(Store::new());
+    let nodes = Arc::new(Nodes::default());
+    let metrics = Metrics::new(&telemetry.meter_provider.meter("portico-gateway"), &store, &nodes);
+    let listed = readiness.latch("sources listed");
+    let (control, catalog) = Control::new(model_config(&config), store.clone(), metrics, listed);
+    let (batches, received) = mpsc::channel(BATCHES);
+    let source = source(&config).await?;
+    let replica_id: Arc<str> = format!("{:016x}", process_seed()).into();
+
+    let mut running = Running {
+        discovery: local(&discovery, config.discovery_listen),
+        health: local(&health, config.health_listen),
+        admin: local(&admin, config.admin_listen),
+        readiness: readiness.clone(),
+        tasks: JoinSet::new(),
+        drain: drain.clone(),
+    };
+    let origin = source.clone();
+    running.until_drained("source", async move { source.run(batches).await.map_err(Error::from) });
+    running.until_drained("control loop", async move {
+        control.run(received).await;
+        Ok(())
+    });
+    let draining = drain.clone();
+    let router = async move {
+        // Connections wait meanwhile: an agent must know whose state it is sent.
+        let cluster_uid = origin.cluster_uid().await.into();
+        let service = Discovery { store, nodes, cluster_uid, replica_id, drain: draining };
+        grpc_server().add_service(DiscoveryServer::new(service))
+    };
+    running.serve("discovery server", router, discovery);
+    drop((health, catalog));
+    let admin_page = Admin::new(readiness, telemetry.registry.clone());
+    let watch = drain.clone();
+    running.tasks.spawn(async move {
+        admin::serve(admin, admin_page, watch).await;
+        ("admin server", Ok(()))
+    });
+    tracing::info!(discovery = %running.discovery, health = %running.health, admin = %running.admin, "listening");
+    Ok(running)
+}
+
+fn grpc_server() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE.0))
+        .http2_keepalive_timeout(Some(KEEPALIVE.1))
+        .tcp_nodelay(true)
+}
+
+async fn listen(option: &'static str, address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|source| Error::Listen { option, address, source })
+}
+
+fn model_config(config: &Config) -> world::Config {
+    let rules = &config.cluster.rules;
+    let manifests = matches!(config.source, SourceConfig::Manifests(_));
+    world::Config {
+        settings: Settings {
+            cluster_domain: config.cluster.domain.clone(),
+            // A real cluster's ranges are not ours to say (S1.4).
+            service_cidrs: if manifests { rules.service_cidrs.clone() } else { vec![] },
+            node_ports: rules.node_ports.ends(),
+        },
+        ownership: if manifests || config.replace_kube_proxy { Ownership::AllButForeign } else { Ownership::Labelled },
+        reach: if manifests { Reach::Machine } else { Reach::Cluster },
+        policy: Policy::default(),
+    }
+}
+
+async fn source(config: &Config) -> Result<Source, watch::Error> {
+    Ok(match &config.source {
+        SourceConfig::Manifests(directory) => {
+            Source::Manifest(manifest::Source { directory: directory.clone(), rules: config.cluster.rules.clone() })
+        }
+        SourceConfig::Kubernetes(kubeconfig) => Source::Kube(kube::Source::connect(kubeconfig.as_deref()).await?),
+    })
+}
+
+/// Differs for every process, which is all it is for.
+fn process_seed() -> u64 {
+    use std::hash::{BuildHasher as _, Hasher as _};
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
+}
+
+// === impl Running ===
+
+impl Running {
+    /// Completes when everything has ended after a drain.
+    ///
+    /// # Errors
+    /// What ended although nobody asked for it. Everything else is stopped then.
+    pub async fn wait(mut self) -> Result<(), Error> {
+        // The admin port answers to the very end, and is stopped by being dropped.
+        while self.tasks.len() > 1 || !self.drain.is_draining() {
+            let (name, result) = match self.tasks.join_next().await {
+                Some(Ok(ended)) => ended,
+                Some(Err(failed)) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
+                Some(Err(_)) | None => break,
+            };
+            result?;
+            if !self.drain.is_draining() {
+                return Err(Error::Ended(name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a part that is stopped when the drain starts.
+    fn until_drained(&mut self, name: &'static str, part: impl Future<Output = Result<(), Error>> + Send + 'static) {
+        let mut drain = self.drain.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = drain.started() => (name, Ok(())),
+                result = part => (name, result),
+            }
+        });
+    }
+
+    /// Runs a server, which finishes its streams when the drain starts.
+    fn serve(
+        &mut self,
+        name: &'static str,
+        router: impl Future<Output = tonic::transport::server::Router> + Send + 'static,
+        listener: TcpListener,
+    ) {
+        let mut drain = self.drain.clone();
+        self.tasks.spawn(async move {
+            let router = tokio::select! {
+                router = router => router,
+                () = drain.started() => return (name, Ok(())),
+            };
+            let guard = drain.guard();
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            let shutdown = async move { drain.started().await };
+            let served = router.serve_with_incoming_shutdown(incoming, shutdown).await;
+            drop(guard);
+            (name, served.map_err(|source| Error::Serve { name, source }))
+        });
+    }
+}
