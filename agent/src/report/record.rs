@@ -18,6 +18,7 @@ use std::{
 use http::{HeaderValue, Method, Uri};
 
 use super::{
+    method::{self, METHODS},
     outcome::Outcome,
     trace::{SpanContext, TraceState},
 };
@@ -123,11 +124,11 @@ pub struct RequestRecord {
     pub first_byte: Option<Duration>,
     /// Method.
     pub method: Method,
-    /// URI as received.
+    /// URI as received; `/` if nobody will read it (see [`Reporter::with_detail`]).
     pub uri: Uri,
-    /// Host or `:authority`.
+    /// Host header; with HTTP/2 the authority is in the URI. `None` if nobody will read it.
     pub authority: Option<HeaderValue>,
-    /// User-Agent.
+    /// User-Agent; `None` if nobody will read it.
     pub user_agent: Option<HeaderValue>,
     /// HTTP/2 instead of HTTP/1.1.
     pub http2: bool,
@@ -147,28 +148,46 @@ pub struct RequestRecord {
     pub outcome: Outcome,
     /// Its trace.
     pub trace: SpanContext,
+    /// A context that came with it but was not believed.
+    pub link: Option<SpanContext>,
 }
 
 /// A record on its way to the reporting thread.
 #[derive(Debug, Clone)]
 pub enum Record {
-    /// A connection was accepted; counted at once, so that long ones show.
-    Opened(FrontendKind, &'static str),
     /// A connection or flow ended.
     Connection(Box<ConnectionRecord>),
     /// A request ended.
     Request(Box<RequestRecord>),
 }
 
-/// What a worker counted itself, whatever becomes of its records.
+/// What a worker counted itself, whatever becomes of its records. Only that worker writes, so writing takes no locked
+/// instruction; the alignment keeps the counters of two workers off one cache line.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub struct Shard {
     /// Records closed.
     pub closed: AtomicU64,
     /// Records that found the queue full.
     pub dropped: AtomicU64,
-    /// Connections and flows open now.
-    pub open: AtomicU64,
+    /// Connections and flows so far, by [`Slot`].
+    pub accepted: [AtomicU64; Slot::COUNT],
+    /// Connections and flows open now, by [`Slot`].
+    pub open: [AtomicU64; Slot::COUNT],
+    /// Requests in flight: without TLS, then with, by the index of [`METHODS`].
+    pub requests: [[AtomicU64; METHODS.len()]; 2],
+}
+
+/// Where connections of one kind are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot(usize);
+
+/// Counts a connection or flow as open until dropped. HTTP connections, whose requests are what is recorded, have only
+/// this.
+#[derive(Debug)]
+pub struct Counted {
+    reporter: Rc<Reporter>,
+    slot: Slot,
 }
 
 /// A worker's end of reporting.
@@ -177,6 +196,7 @@ pub struct Reporter {
     buffer: RefCell<Vec<Record>>,
     queue: SyncSender<Vec<Record>>,
     shard: Arc<Shard>,
+    detail: bool,
     /// Decides what is sampled, and makes ids.
     pub traces: TraceState,
 }
@@ -187,6 +207,7 @@ pub struct OpenConnection {
     reporter: Rc<Reporter>,
     /// `None` once closed; [`OpenConnection::close`] consumes, so nobody sees that.
     record: Option<Box<ConnectionRecord>>,
+    _counted: Counted,
 }
 
 /// An open request. Dropping it closes it as [`Outcome::Dropped`].
@@ -197,18 +218,78 @@ pub struct OpenRequest {
     record: Option<Box<RequestRecord>>,
 }
 
+// === impl Slot ===
+
+impl Slot {
+    const KINDS: [FrontendKind; 5] = [
+        FrontendKind::ClusterIp,
+        FrontendKind::NodePort,
+        FrontendKind::LoadBalancer,
+        FrontendKind::ExternalIp,
+        FrontendKind::Route,
+    ];
+    /// Number of slots.
+    pub const COUNT: usize = 2 * Self::KINDS.len();
+
+    /// Where connections to addresses of `kind` are counted.
+    pub fn of(kind: FrontendKind, udp: bool) -> Self {
+        Slot(2 * kind as usize + usize::from(udp))
+    }
+
+    /// Every slot, with what it counts: the kind and `network.transport`.
+    pub fn all() -> impl Iterator<Item = (Slot, FrontendKind, &'static str)> {
+        Self::KINDS
+            .into_iter()
+            .flat_map(|kind| [(Slot::of(kind, false), kind, "tcp"), (Slot::of(kind, true), kind, "udp")])
+    }
+
+    /// The counter of this slot.
+    pub fn pick(self, counters: &[AtomicU64; Slot::COUNT]) -> &AtomicU64 {
+        &counters[self.0]
+    }
+}
+
+// === impl Counted ===
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        add(self.slot.pick(&self.reporter.shard.open), u64::MAX);
+    }
+}
+
+/// Adds to a counter that only this thread writes, wrapping, so that the largest number takes one off.
+fn add(counter: &AtomicU64, number: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(number), Ordering::Relaxed);
+}
+
 // === impl Reporter ===
 
 impl Reporter {
     /// A worker's end of `queue`.
     pub fn new(queue: SyncSender<Vec<Record>>, shard: Arc<Shard>, traces: TraceState) -> Self {
-        Self { buffer: RefCell::new(Vec::with_capacity(BATCH)), queue, shard, traces }
+        Self { buffer: RefCell::new(Vec::with_capacity(BATCH)), queue, shard, detail: true, traces }
+    }
+
+    /// Whether all records carry what only logs show. Without it those that are not sampled spare the copies of URI and
+    /// headers, and do not keep the buffers alive that these are slices of.
+    pub fn with_detail(self, detail: bool) -> Self {
+        Self { detail, ..self }
+    }
+
+    /// Counts an HTTP connection. Those with a record of their own are counted by that.
+    pub fn count(self: &Rc<Self>, kind: FrontendKind) -> Counted {
+        self.count_in(Slot::of(kind, false))
+    }
+
+    fn count_in(self: &Rc<Self>, slot: Slot) -> Counted {
+        add(slot.pick(&self.shard.accepted), 1);
+        add(slot.pick(&self.shard.open), 1);
+        Counted { reporter: self.clone(), slot }
     }
 
     /// Opens the record of a connection or flow.
     pub fn connection(self: &Rc<Self>, downstream: Arc<Downstream>, protocol: &'static str) -> OpenConnection {
-        self.shard.open.fetch_add(1, Ordering::Relaxed);
-        self.push(Record::Opened(downstream.frontend, protocol));
+        let counted = self.count_in(Slot::of(downstream.frontend, protocol == "udp"));
         let record = ConnectionRecord {
             downstream,
             protocol,
@@ -221,7 +302,7 @@ impl Reporter {
             outcome: Outcome::Dropped,
             trace: self.traces.root(true),
         };
-        OpenConnection { reporter: self.clone(), record: Some(Box::new(record)) }
+        OpenConnection { reporter: self.clone(), record: Some(Box::new(record)), _counted: counted }
     }
 
     /// Opens the record of a request. `parent` is the trace context of a trusted client.
@@ -235,6 +316,9 @@ impl Reporter {
         let grpc = headers
             .get(http::header::CONTENT_TYPE)
             .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+        let trace = self.traces.request(parent);
+        let shown = |name| headers.get(name).filter(|_| self.detail || trace.sampled).cloned();
+        add(self.in_flight(&downstream, request.method()), 1);
         let record = RequestRecord {
             client: downstream.client,
             client_source: downstream.client_source,
@@ -245,9 +329,9 @@ impl Reporter {
             took: Duration::ZERO,
             first_byte: None,
             method: request.method().clone(),
-            uri: request.uri().clone(),
-            authority: headers.get(http::header::HOST).cloned(),
-            user_agent: headers.get(http::header::USER_AGENT).cloned(),
+            uri: if self.detail || trace.sampled { request.uri().clone() } else { Uri::default() },
+            authority: shown(http::header::HOST),
+            user_agent: shown(http::header::USER_AGENT),
             http2: request.version() == http::Version::HTTP_2,
             grpc,
             status: 0,
@@ -256,7 +340,8 @@ impl Reporter {
             sent: 0,
             attempts: Vec::with_capacity(1),
             outcome: Outcome::Dropped,
-            trace: self.traces.request(parent),
+            trace,
+            link: None,
         };
         OpenRequest { reporter: self.clone(), record: Some(Box::new(record)) }
     }
@@ -270,8 +355,12 @@ impl Reporter {
         let batch = std::mem::replace(&mut *buffer, Vec::with_capacity(BATCH));
         // The path of a request never waits for telemetry: what does not fit is counted and gone.
         if let Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) = self.queue.try_send(batch) {
-            self.shard.dropped.fetch_add(batch.len() as u64, Ordering::Relaxed);
+            add(&self.shard.dropped, batch.len() as u64);
         }
+    }
+
+    fn in_flight(&self, downstream: &Downstream, method: &Method) -> &AtomicU64 {
+        &self.shard.requests[usize::from(downstream.tls)][method::index(method)]
     }
 
     fn push(&self, record: Record) {
@@ -310,8 +399,7 @@ impl OpenConnection {
         if let Some(mut record) = self.record.take() {
             record.outcome = outcome;
             record.took = record.started.elapsed();
-            self.reporter.shard.open.fetch_sub(1, Ordering::Relaxed);
-            self.reporter.shard.closed.fetch_add(1, Ordering::Relaxed);
+            add(&self.reporter.shard.closed, 1);
             self.reporter.push(Record::Connection(record));
         }
     }
@@ -347,7 +435,8 @@ impl OpenRequest {
         if let Some(mut record) = self.record.take() {
             record.outcome = outcome;
             record.took = record.started.elapsed();
-            self.reporter.shard.closed.fetch_add(1, Ordering::Relaxed);
+            add(self.reporter.in_flight(&record.downstream, &record.method), u64::MAX);
+            add(&self.reporter.shard.closed, 1);
             self.reporter.push(Record::Request(record));
         }
     }
