@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args as ClapArgs;
+use ipnet::IpNet;
 use runtime::args::{Problems, parse};
 
 use crate::{emulate::Rules, ipam::pool::PortRange};
@@ -48,6 +49,9 @@ pub struct ClusterArgs {
     /// Ranges of load-balancer addresses that manifests are given
     #[arg(long, env = "PORTICO_LOAD_BALANCER_POOL", value_name = "CIDR,…", default_value = "127.97.0.0/24")]
     pub load_balancer_pool: String,
+    /// Networks of which spec.externalIPs are served; any user of a namespace can claim any address in them [default: none]
+    #[arg(long, env = "PORTICO_EXTERNAL_IPS", value_name = "CIDR,…", default_value = "", hide_default_value = true)]
+    pub external_ips: String,
     /// DNS domain of the cluster
     #[arg(long, env = "PORTICO_CLUSTER_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,
@@ -89,6 +93,8 @@ pub enum SourceConfig {
 pub struct Cluster {
     /// What manifests are given.
     pub rules: Rules,
+    /// Networks of which `spec.externalIPs` are served (S10.2).
+    pub external_ips: Vec<IpNet>,
     /// DNS domain, without dots at its ends.
     pub domain: String,
     /// How long a node is trusted after its agent was last heard.
@@ -145,6 +151,7 @@ impl ClusterArgs {
             parse::port_range,
             "two ports joined by a hyphen, such as 30000-32767",
         );
+        let external_ips = problems.value("--external-ips", &self.external_ips, parse::cidr_list, CIDRS);
         let domain =
             problems.value("--cluster-domain", &self.cluster_domain, domain, "a DNS name such as cluster.local");
         let lease = |raw: &str| match parse::duration(raw) {
@@ -159,6 +166,7 @@ impl ClusterArgs {
                 node_ports: PortRange::new(node_ports),
                 load_balancer_pool: load_balancer_pool?,
             },
+            external_ips: external_ips?,
             domain: domain?,
             node_lease: node_lease?,
         })

@@ -155,7 +155,7 @@ fn model_config(config: &Config) -> world::Config {
         },
         ownership: if manifests || config.replace_kube_proxy { Ownership::AllButForeign } else { Ownership::Labelled },
         reach: if manifests { Reach::Machine } else { Reach::Cluster },
-        policy: Policy::default(),
+        policy: Policy { external_ips: config.cluster.external_ips.clone() },
     }
 }
 

@@ -107,7 +107,8 @@ async fn a_restarted_gateway_has_nothing_to_send_to_an_agent_that_holds_everythi
     let mut stream = agent.connect(&first.discovery).await;
     agent.commit(&mut stream).await;
     assert_eq!(agent.names(Kind::Service).len(), 20);
-    assert_eq!(agent.last, (21, 0));
+    let all = agent.held.keys().map(Key::to_string).collect::<Vec<_>>();
+    assert_eq!(agent.last, (22, 0), "the Services, the settings, and one node: {all:?}");
     let draining = tokio::spawn(first.stop());
     match agent.next(&mut stream).await {
         Some(Received::Goodbye(goodbye)) => assert_eq!(goodbye.reason(), GoodbyeReason::Shutdown),

@@ -142,3 +142,6 @@ fn endpoints(world: &World, name: &NamespacedName) -> Vec<api::resource::endpoin
     let usable = slices.filter(|slice| kind == ServiceType::Headless || !for_dns(slice));
     endpoint::derive(name, usable, world.config.reach)
 }
+
+#[cfg(test)]
+mod tests;
