@@ -105,6 +105,9 @@ impl Control {
         }
         if let Some(reports) = batch.reports {
             self.told |= reports != self.reports;
+            for (kind, count) in reports.others.iter().filter(|(kind, _)| !self.reports.others.contains_key(*kind)) {
+                tracing::info!(kind, count, "objects of this kind are not read");
+            }
             self.reports = reports;
         }
     }
@@ -158,7 +161,7 @@ impl Control {
             }
             catalog.problems = Arc::new(problems);
             catalog.source_problems = Arc::new(self.reports.source.clone());
-            self.metrics.problems(&catalog);
+            self.metrics.reported(&catalog, &self.reports);
         }
         self.note_created(dirty, &mut catalog.created);
         if catalog != before {

@@ -13,7 +13,7 @@ use opentelemetry::{
     metrics::{Histogram, Meter},
 };
 
-use crate::{catalog::Catalog, snapshot::store::Store, stream, stream::nodes::Nodes};
+use crate::{catalog::Catalog, snapshot::store::Store, stream, stream::nodes::Nodes, watch::Reports};
 
 /// Bounds of the time from a change to its commit, in seconds. The aim is below 0.1.
 const COMMIT_BOUNDS: [f64; 10] = [0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0];
@@ -23,6 +23,7 @@ const COMMIT_BOUNDS: [f64; 10] = [0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5,
 pub struct Metrics {
     commit_duration: Histogram<f64>,
     problems: Arc<AtomicU64>,
+    others: Arc<AtomicU64>,
 }
 
 // === impl Metrics ===
@@ -48,13 +49,20 @@ impl Metrics {
             .with_description("Objects and files with something that was reported instead of obeyed")
             .with_callback(move |observer| observer.observe(read.load(Ordering::Relaxed), &[]))
             .build();
+        let others = Arc::new(AtomicU64::new(0));
+        let read = others.clone();
+        meter
+            .u64_observable_gauge("portico.control_plane.skipped_objects")
+            .with_description("Manifests of kinds that are not read; the log names the kinds")
+            .with_callback(move |observer| observer.observe(read.load(Ordering::Relaxed), &[]))
+            .build();
         let commit_duration = meter
             .f64_histogram("portico.control_plane.commit.duration")
             .with_description("From the first change of a commit to the commit")
             .with_unit("s")
             .with_boundaries(COMMIT_BOUNDS.to_vec())
             .build();
-        Self { commit_duration, problems }
+        Self { commit_duration, problems, others }
     }
 
     /// Notes a commit, and how long its first change waited for it.
@@ -62,10 +70,11 @@ impl Metrics {
         self.commit_duration.record(waited.as_secs_f64(), &[]);
     }
 
-    /// Notes how much is wrong at present.
-    pub fn problems(&self, catalog: &Catalog) {
+    /// Notes how much is wrong, and how much is not read, at present.
+    pub fn reported(&self, catalog: &Catalog, reports: &Reports) {
         let count = catalog.problems.len() + catalog.source_problems.len();
         self.problems.store(count as u64, Ordering::Relaxed);
+        self.others.store(reports.others.values().sum(), Ordering::Relaxed);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Where objects come from. Every source feeds the same events into one channel.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
 
 use tokio::sync::mpsc;
 
@@ -36,6 +36,8 @@ pub struct Reports {
     pub source: Vec<Problem>,
     /// Problems of single objects.
     pub objects: ByObject,
+    /// How many objects of kinds that are not read there are, by kind.
+    pub others: BTreeMap<String, u64>,
 }
 
 /// Why a source ended.

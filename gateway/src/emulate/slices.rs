@@ -106,6 +106,9 @@ impl<'a> Pods<'a> {
 /// Label that names the zone of a Node.
 pub const ZONE: &str = "topology.kubernetes.io/zone";
 
+/// What the endpoints of one slice have in common: whether they are IPv4, and (name, protocol, number) of each port.
+type Group = (bool, Vec<(String, String, i32)>);
+
 /// The slices of a Service with a selector: one for each family and each set of port numbers that Pods resolve to.
 fn selected(
     key: &ObjectKey,
@@ -114,7 +117,7 @@ fn selected(
     matching: Vec<&Arc<Pod>>,
     pods: &Pods<'_>,
 ) -> Vec<EndpointSlice> {
-    let mut groups: BTreeMap<(bool, Vec<(String, String, i32)>), Vec<Endpoint>> = BTreeMap::new();
+    let mut groups: BTreeMap<Group, Vec<Endpoint>> = BTreeMap::new();
     for pod in matching {
         let Some(status) = &pod.status else { continue };
         // A Pod that has run to its end keeps its address in the status, and may share it with another by now.
@@ -141,7 +144,7 @@ fn selected(
         }
     }
     let mut count = BTreeMap::new();
-    let slice = |((is_ipv4, ports), mut endpoints): ((bool, Vec<(String, String, i32)>), Vec<Endpoint>)| {
+    let slice = |((is_ipv4, ports), mut endpoints): (Group, Vec<Endpoint>)| {
         endpoints.sort_by(|one, other| one.addresses.cmp(&other.addresses));
         let index = count.entry(is_ipv4).and_modify(|count| *count += 1).or_insert(0);
         let app_protocol = |name: &str| {

@@ -57,13 +57,13 @@ impl Pool {
     /// The addresses that Services may have: a network less its first address, and for IPv4 its last (as the API server
     /// leaves them out, because they name the network and its broadcast address).
     pub fn of_services<'a>(networks: impl IntoIterator<Item = &'a IpNet>, ipv4: bool) -> Self {
-        let ranges = of_family(networks, ipv4).filter_map(|network| {
+        let ranges = of_family(networks, ipv4).map(|network| {
             let ends = ends(&network);
             let (first, last) = (*ends.start(), *ends.end());
             if last - first < 2 {
-                return Some(ends);
+                return ends;
             }
-            Some(first + 1..=if ipv4 { last - 1 } else { last })
+            first + 1..=if ipv4 { last - 1 } else { last }
         });
         Self { ranges: ranges.collect(), ipv4, order: Order::Spread }
     }

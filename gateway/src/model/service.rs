@@ -58,7 +58,7 @@ pub fn derive(
         kind,
         cluster_ips,
         external_ips,
-        source_ranges: if load_balancer_ips.is_empty() { vec![] } else { source_ranges(spec, report) },
+        source_ranges: if proxied { source_ranges(spec, report) } else { vec![] },
         load_balancer_ips,
         ports,
         internal_policy: to_policy(is_local(&spec.internal_traffic_policy)),

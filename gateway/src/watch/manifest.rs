@@ -158,10 +158,10 @@ impl State {
 
     /// One look at the directory: what changed since the last one, if anything.
     fn look(&mut self) -> Option<Batch> {
-        if !self.files.scan() && self.sent.is_some() {
+        if !self.files.scan(Timestamp::now()) && self.sent.is_some() {
             return None;
         }
-        let merged = self.files.merge(Timestamp::now());
+        let merged = self.files.merge();
         let emulated = emulate(&self.rules, &merged.objects, &mut self.held);
         let mut objects = emulated.problems;
         for (key, problems) in merged.duplicates {
@@ -172,7 +172,7 @@ impl State {
             Some(before) => difference(&before, &emulated.objects),
         };
         self.sent = Some(emulated.objects);
-        let reports = Arc::new(Reports { source: merged.broken, objects });
+        let reports = Arc::new(Reports { source: merged.broken, objects, others: merged.others });
         let told_anew = reports != self.reports;
         self.reports = reports.clone();
         (told_anew || !events.is_empty()).then_some(Batch { events, reports: Some(reports) })
@@ -186,6 +186,6 @@ fn resets(objects: &BTreeMap<ObjectKey, Object>) -> Vec<Event> {
 
 fn difference(before: &BTreeMap<ObjectKey, Object>, after: &BTreeMap<ObjectKey, Object>) -> Vec<Event> {
     let gone = before.keys().filter(|key| !after.contains_key(*key)).cloned().map(Event::Delete);
-    let changed = after.iter().filter(|(key, object)| before.get(*key) != Some(*object));
+    let changed = after.iter().filter(|(key, object)| before.get(*key).is_none_or(|before| !before.is_same(object)));
     gone.chain(changed.map(|(_, object)| Event::Apply(object.clone()))).collect()
 }

@@ -169,6 +169,19 @@ impl Object {
         }
     }
 
+    /// Whether two objects are equal; at once if they are shared.
+    pub fn is_same(&self, other: &Object) -> bool {
+        let shared = match (self, other) {
+            (Object::Service(one), Object::Service(other)) => Arc::ptr_eq(one, other),
+            (Object::EndpointSlice(one), Object::EndpointSlice(other)) => Arc::ptr_eq(one, other),
+            (Object::Pod(one), Object::Pod(other)) => Arc::ptr_eq(one, other),
+            (Object::Node(one), Object::Node(other)) => Arc::ptr_eq(one, other),
+            (Object::Secret(one), Object::Secret(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        };
+        shared || self == other
+    }
+
     /// Names it. A namespaced object without a namespace is in `default`.
     pub fn key(&self) -> ObjectKey {
         let metadata = self.metadata();

@@ -33,6 +33,7 @@ struct Cli {
 /// A running gateway.
 pub struct Gateway {
     pub discovery: String,
+    #[allow(dead_code, reason = "not every test needs it")]
     pub health: String,
     pub readiness: runtime::ready::Readiness,
     pub registry: prometheus::Registry,

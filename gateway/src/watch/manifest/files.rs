@@ -27,12 +27,12 @@ pub struct Files {
     first_seen: BTreeMap<ObjectKey, Time>,
     /// The directory itself, or one below it, could not be read.
     unreadable: BTreeMap<PathBuf, String>,
-    named: BTreeSet<String>,
 }
 
 #[derive(Debug)]
 struct File {
     stamp: Option<Stamp>,
+    /// The last content that parsed; its objects are trimmed and stamped already, so that looking again shares them.
     good: Parsed,
     error: Option<String>,
 }
@@ -55,6 +55,8 @@ pub struct Merged {
     pub duplicates: ByObject,
     /// Files that could not be read.
     pub broken: Vec<Problem>,
+    /// How many objects of kinds that are not read there are, by kind.
+    pub others: BTreeMap<String, u64>,
 }
 
 // === impl Files ===
@@ -62,20 +64,14 @@ pub struct Merged {
 impl Files {
     /// A directory that was not looked at yet.
     pub fn new(directory: PathBuf) -> Self {
-        Self {
-            directory,
-            files: BTreeMap::new(),
-            first_seen: BTreeMap::new(),
-            unreadable: BTreeMap::new(),
-            named: BTreeSet::new(),
-        }
+        Self { directory, files: BTreeMap::new(), first_seen: BTreeMap::new(), unreadable: BTreeMap::new() }
     }
 
-    /// Looks at the directory and reads what changed. True if anything did.
+    /// Looks at the directory and reads what changed. True if anything did. New objects are stamped with `now`.
     ///
     /// A file that breaks keeps its last good content; a directory that cannot be read keeps all of it, because an unmounted
     /// volume must not look like a deletion.
-    pub fn scan(&mut self) -> bool {
+    pub fn scan(&mut self, now: Timestamp) -> bool {
         let mut seen = BTreeSet::new();
         let mut unreadable = BTreeMap::new();
         let root = self.directory.clone();
@@ -90,12 +86,12 @@ impl Files {
             changed = true;
         }
         for path in seen {
-            changed |= self.read(path);
+            changed |= self.read(path, now);
         }
         changed
     }
 
-    fn read(&mut self, path: PathBuf) -> bool {
+    fn read(&mut self, path: PathBuf, now: Timestamp) -> bool {
         let known = self.files.get(&path);
         let stamp = fs::metadata(&path).map(|metadata| Stamp::of(&metadata));
         if let (Ok(stamp), Some(File { stamp: Some(before), .. })) = (&stamp, known)
@@ -113,24 +109,35 @@ impl Files {
         let before = self.files.remove(&path);
         let was_error = before.as_ref().and_then(|file| file.error.clone());
         let file = match result {
-            Ok(good) => File { stamp, good, error: None },
+            Ok(mut good) => {
+                good.objects = good.objects.into_iter().map(|(line, object)| (line, self.admit(object, now))).collect();
+                File { stamp, good, error: None }
+            }
             Err(error) => File { stamp, good: before.map(|file| file.good).unwrap_or_default(), error: Some(error) },
         };
         let changed = file.error.is_none() || file.error != was_error;
-        for (kind, count) in &file.good.others {
-            if self.named.insert(kind.clone()) {
-                tracing::info!(kind, count, file = %path.display(), "objects of this kind are not read");
-            }
-        }
         self.files.insert(path, file);
         changed
     }
 
-    /// What the files say, as of the last scan. New objects are stamped with `now`.
-    pub fn merge(&mut self, now: Timestamp) -> Merged {
+    /// Completes the metadata of an object that was just read, and drops what nobody reads.
+    fn admit(&mut self, object: Object, now: Timestamp) -> Object {
+        let key = object.key();
+        let mut object = object.trimmed();
+        let metadata = object.metadata_mut();
+        if key.kind.is_namespaced() {
+            metadata.namespace = Some(key.namespace.to_string());
+        }
+        if metadata.creation_timestamp.is_none() {
+            metadata.creation_timestamp = Some(self.first_seen.entry(key).or_insert(Time(now)).clone());
+        }
+        object
+    }
+
+    /// What the files say, as of the last scan.
+    pub fn merge(&mut self) -> Merged {
         let mut merged = Merged::default();
         let mut from: BTreeMap<ObjectKey, (&Path, u64)> = BTreeMap::new();
-        let mut first_seen = BTreeMap::new();
         for (path, file) in &self.files {
             let path = path.strip_prefix(&self.directory).unwrap_or(path);
             if let Some(error) = &file.error {
@@ -149,20 +156,14 @@ impl Files {
                     continue;
                 }
                 from.insert(key.clone(), (path, *line));
-                let mut object = object.clone().trimmed();
-                let metadata = object.metadata_mut();
-                if key.kind.is_namespaced() {
-                    metadata.namespace = Some(key.namespace.to_string());
-                }
-                if metadata.creation_timestamp.is_none() {
-                    let seen = self.first_seen.get(&key).cloned().unwrap_or(Time(now));
-                    metadata.creation_timestamp = Some(seen.clone());
-                    first_seen.insert(key.clone(), seen);
-                }
-                merged.objects.insert(key, object);
+                merged.objects.insert(key, object.clone());
+            }
+            for (kind, count) in &file.good.others {
+                *merged.others.entry(kind.clone()).or_default() += count;
             }
         }
-        self.first_seen = first_seen;
+        // What is gone and comes back is new.
+        self.first_seen.retain(|key, _| merged.objects.contains_key(key));
         for (path, error) in &self.unreadable {
             let message = format!("{}: {error}; its last good content is still served", path.display());
             merged.broken.push(Problem::new("UNREADABLE_DIRECTORY", message));

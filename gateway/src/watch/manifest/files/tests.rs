@@ -7,7 +7,7 @@ fn node(name: &str) -> String {
 }
 
 fn merge(files: &mut Files) -> (Vec<String>, Vec<String>) {
-    let merged = files.merge(Timestamp::UNIX_EPOCH);
+    let merged = files.merge();
     let duplicates =
         merged.duplicates.iter().flat_map(|(key, problems)| problems.iter().map(move |p| format!("{key}: {p}")));
     let problems = merged.broken.iter().map(Problem::to_string).chain(duplicates);
@@ -21,15 +21,15 @@ fn a_broken_file_keeps_its_last_good_content_and_the_others_live_on() {
     let mut files = Files::new(directory.path().to_owned());
     fs::write(path("a.yaml"), node("a")).expect("writes");
     fs::write(path("b.yaml"), "kind: [").expect("writes");
-    assert!(files.scan());
+    assert!(files.scan(Timestamp::UNIX_EPOCH));
     let (objects, problems) = merge(&mut files);
     assert_eq!(objects, ["Node a"]);
     assert!(problems[0].starts_with("BROKEN_FILE: b.yaml: line "), "{problems:?}");
-    assert!(!files.scan(), "nothing changed");
+    assert!(!files.scan(Timestamp::UNIX_EPOCH), "nothing changed");
 
     fs::write(path("a.yaml"), "apiVersion: v1\nkind: Node\nmetadata: {name: [}\n").expect("writes");
     fs::write(path("b.yaml"), node("b") + "---\n" + &node("c")).expect("writes");
-    assert!(files.scan());
+    assert!(files.scan(Timestamp::UNIX_EPOCH));
     let (objects, problems) = merge(&mut files);
     assert_eq!(objects, ["Node a", "Node b", "Node c"]);
     assert_eq!(problems.len(), 1);
@@ -38,7 +38,7 @@ fn a_broken_file_keeps_its_last_good_content_and_the_others_live_on() {
 
     fs::write(path("a.yaml"), node("d")).expect("writes");
     fs::remove_file(path("b.yaml")).expect("removes");
-    assert!(files.scan());
+    assert!(files.scan(Timestamp::UNIX_EPOCH));
     assert_eq!(merge(&mut files), (vec!["Node d".to_owned()], vec![]));
 }
 
@@ -55,7 +55,7 @@ fn the_first_file_by_path_serves_what_stands_twice() {
     fs::write(directory.path().join("a.txt"), node("ignored")).expect("writes");
     fs::write(directory.path().join(".hidden.yaml"), node("hidden")).expect("writes");
     let mut files = Files::new(directory.path().to_owned());
-    files.scan();
+    files.scan(Timestamp::UNIX_EPOCH);
     let (objects, problems) = merge(&mut files);
     assert_eq!(objects, ["Node a"]);
     assert_eq!(problems, ["Node a: DUPLICATE_OBJECT: sub/b.json:1 defines it again; a.yml:1 is served"]);
@@ -73,22 +73,22 @@ fn a_mounted_volume_is_read_through_its_links_and_a_lost_one_is_kept() {
     symlink("..2026_1", root.join("..data")).expect("links");
     symlink("..data/x.yaml", root.join("x.yaml")).expect("links");
     let mut files = Files::new(root.clone());
-    assert!(files.scan());
+    assert!(files.scan(Timestamp::UNIX_EPOCH));
     assert_eq!(merge(&mut files).0, ["Node one"]);
 
     version("..2026_2", "two");
     symlink("..2026_2", root.join("..tmp")).expect("links");
     fs::rename(root.join("..tmp"), root.join("..data")).expect("swaps");
-    assert!(files.scan());
+    assert!(files.scan(Timestamp::UNIX_EPOCH));
     assert_eq!(merge(&mut files).0, ["Node two"]);
 
     fs::rename(&root, directory.path().join("away")).expect("renames");
-    assert!(files.scan());
+    assert!(files.scan(Timestamp::UNIX_EPOCH));
     let (objects, problems) = merge(&mut files);
     assert_eq!(objects, ["Node two"]);
     assert!(problems[0].starts_with("UNREADABLE_DIRECTORY: "), "{problems:?}");
     fs::rename(directory.path().join("away"), &root).expect("renames");
-    assert!(files.scan());
+    assert!(files.scan(Timestamp::UNIX_EPOCH));
     assert_eq!(merge(&mut files), (vec!["Node two".to_owned()], vec![]));
 }
 
@@ -98,8 +98,8 @@ fn objects_without_a_creation_time_get_the_time_at_which_they_were_first_seen() 
     fs::write(directory.path().join("a.yaml"), node("a")).expect("writes");
     let mut files = Files::new(directory.path().to_owned());
     let mut created = |seconds: i64| {
-        files.scan();
-        let merged = files.merge(Timestamp::from_second(seconds).expect("a time"));
+        files.scan(Timestamp::from_second(seconds).expect("a time"));
+        let merged = files.merge();
         let of = |(key, object): (&ObjectKey, &Object)| {
             (key.name.to_string(), object.created().map(|time| time.0.as_second()))
         };
@@ -108,4 +108,10 @@ fn objects_without_a_creation_time_get_the_time_at_which_they_were_first_seen() 
     assert_eq!(created(10), [("a".to_owned(), Some(10))]);
     fs::write(directory.path().join("b.yaml"), node("b")).expect("writes");
     assert_eq!(created(20), [("a".to_owned(), Some(10)), ("b".to_owned(), Some(20))]);
+    fs::write(directory.path().join("a.yaml"), node("a") + "# changed\n").expect("writes");
+    assert_eq!(created(30)[0], ("a".to_owned(), Some(10)));
+    fs::remove_file(directory.path().join("a.yaml")).expect("removes");
+    assert_eq!(created(40).len(), 1);
+    fs::write(directory.path().join("a.yaml"), node("a")).expect("writes");
+    assert_eq!(created(50)[0], ("a".to_owned(), Some(50)), "another object of the same name");
 }
