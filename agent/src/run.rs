@@ -61,7 +61,7 @@ pub async fn run(config: Config, telemetry: &Component, drain: drain::Watch) -> 
         instance: format!("{:016x}", fastrand::u64(..)),
     };
     let node = NodeIdentity { name: identity.node.clone() };
-    let reporting = export::start(telemetry, node, config.access_log, config.workers);
+    let reporting = export::start(telemetry, node, config.access_log).map_err(Error::Workers)?;
     let workers = (0..config.workers).map(|_| reporting.worker()).collect();
     let workers = Workers::start(config.limits.clone(), workers, &identity.node).map_err(Error::Workers)?;
     let client = Client::new(identity.node.as_str(), env!("CARGO_PKG_VERSION"));

@@ -447,3 +447,38 @@ impl Drop for OpenRequest {
         self.finish(Outcome::Dropped);
     }
 }
+
+// === impl Record ===
+
+impl Record {
+    /// Its trace.
+    pub fn trace(&self) -> SpanContext {
+        match self {
+            Record::Connection(record) => record.trace,
+            Record::Request(record) => record.trace,
+        }
+    }
+
+    /// When it ended.
+    pub fn ended(&self) -> Instant {
+        match self {
+            Record::Connection(record) => record.started + record.took,
+            Record::Request(record) => record.started + record.took,
+        }
+    }
+}
+
+// === impl ClientSource ===
+
+impl ClientSource {
+    /// `portico.client.address_source`.
+    pub fn label(self) -> &'static str {
+        match self {
+            ClientSource::Peer => "peer",
+            ClientSource::ProxyV1 => "proxy_v1",
+            ClientSource::ProxyV2 => "proxy_v2",
+            ClientSource::Forwarded => "forwarded",
+            ClientSource::XForwardedFor => "x_forwarded_for",
+        }
+    }
+}
