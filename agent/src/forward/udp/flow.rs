@@ -1,0 +1,206 @@
+//! One UDP flow: datagrams of a client to its endpoint, and replies back from the address that the client dialled.
+
+use std::{
+    cell::Cell,
+    future::pending,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use tokio::{net::UdpSocket, sync::Notify, time::sleep};
+
+use super::FlowKey;
+use crate::{
+    local::{Busy, Local, Upstream},
+    report::{outcome::Outcome, record::OpenConnection},
+    table::Backend,
+};
+
+/// A flow. One that policy refuses has no endpoint: it takes its datagrams to nowhere until it expires or the table
+/// changes, so that a client which keeps sending is decided on, and reported, once.
+pub struct Flow {
+    /// Who sends to whom.
+    pub key: FlowKey,
+    way: Option<Way>,
+    last: Cell<Instant>,
+    replied: Cell<bool>,
+    received: Cell<u64>,
+    sent: Cell<u64>,
+    end: Cell<Option<Outcome>>,
+    ended: Notify,
+}
+
+/// To the endpoint.
+struct Way {
+    backend: Arc<Backend>,
+    /// Connected, so that it receives from the endpoint only, and is told when nobody listens there.
+    socket: UdpSocket,
+    upstream: Rc<Upstream>,
+    _busy: Busy,
+}
+
+// === impl Flow ===
+
+impl Flow {
+    /// A flow to `backend`.
+    ///
+    /// # Errors
+    /// When there is no way to the address, or no descriptor left.
+    pub fn open(local: &Local, key: FlowKey, backend: &Arc<Backend>) -> io::Result<Self> {
+        let socket = connect(backend.address)?;
+        let upstream = local.upstream(backend.address);
+        let way = Way { backend: backend.clone(), socket, _busy: upstream.busy(), upstream };
+        Ok(Self::new(local, key, Some(way)))
+    }
+
+    /// A flow to nowhere.
+    pub fn refused(local: &Local, key: FlowKey) -> Self {
+        Self::new(local, key, None)
+    }
+
+    fn new(local: &Local, key: FlowKey, way: Option<Way>) -> Self {
+        Self {
+            key,
+            way,
+            last: Cell::new(local.now()),
+            replied: Cell::default(),
+            received: Cell::default(),
+            sent: Cell::default(),
+            end: Cell::default(),
+            ended: Notify::new(),
+        }
+    }
+
+    /// Whether it may make room for another flow.
+    pub fn is_unreplied(&self) -> bool {
+        !self.replied.get() && self.end.get().is_none()
+    }
+
+    /// Whether its endpoint is among `serving`, which is sorted.
+    pub fn is_served(&self, serving: &[SocketAddr]) -> bool {
+        self.way.as_ref().is_some_and(|way| serving.binary_search(&way.backend.address).is_ok())
+    }
+
+    /// Ends the flow, because there are too many.
+    pub fn evict(&self) {
+        self.finish(Outcome::Overload);
+    }
+
+    /// Ends the flow, because its endpoint does not serve it any more.
+    pub fn cut(&self) {
+        self.finish(Outcome::UpstreamClosed);
+    }
+
+    /// Sends a datagram of the client to the endpoint. False says that nobody listens there: the flow has ended, and the
+    /// datagram may go to another endpoint.
+    pub fn send(&self, local: &Local, datagram: &[u8]) -> bool {
+        let Some(way) = &self.way else { return true };
+        // Directly: tokio knows a new socket as writable only after the next turn of its loop.
+        match SockRef::from(&way.socket).send(datagram) {
+            Ok(_) => {
+                self.last.set(local.now());
+                self.received.set(self.received.get() + datagram.len() as u64);
+                true
+            }
+            // This is the ICMP answer to an earlier datagram; the kernel has not sent this one.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                self.fail(local, Outcome::ConnectRefused);
+                false
+            }
+            // A full queue, or a datagram too large for the path: UDP loses datagrams.
+            Err(_) => true,
+        }
+    }
+
+    /// Relays replies through `listener`, which is bound to the address the client dialled (S17.4), until the flow ends,
+    /// and closes `record`.
+    pub async fn run(self: Rc<Self>, local: Rc<Local>, listener: Rc<UdpSocket>, record: Option<OpenConnection>) {
+        let mut alarm = pin!(sleep(self.limit(&local)));
+        let outcome = loop {
+            tokio::select! {
+                biased;
+                () = self.ended.notified() => break self.end.get().unwrap_or(Outcome::Complete),
+                () = self.readable() => self.relay(&local, &listener),
+                () = alarm.as_mut() => {
+                    let (quiet, limit) = (local.now().saturating_duration_since(self.last.get()), self.limit(&local));
+                    if quiet >= limit {
+                        break Outcome::IdleTimeout;
+                    }
+                    alarm.set(sleep(limit - quiet));
+                }
+            }
+        };
+        local.flows.remove(&self);
+        let Some(mut record) = record else { return };
+        record.note(|record| {
+            (record.received, record.sent) = (self.received.get(), self.sent.get());
+            if let Some(attempt) = record.attempts.last_mut()
+                && outcome.is_before_send()
+            {
+                attempt.outcome = outcome;
+            }
+        });
+        let draining = outcome == Outcome::UpstreamClosed && local.drain.is_draining();
+        record.close(if draining { Outcome::Drained } else { outcome });
+    }
+
+    async fn readable(&self) {
+        match &self.way {
+            // An error is read like a datagram, and handled there.
+            Some(way) => drop(way.socket.readable().await),
+            None => pending().await,
+        }
+    }
+
+    fn relay(&self, local: &Local, listener: &UdpSocket) {
+        let Some(way) = &self.way else { return };
+        let client = SockAddr::from(self.key.client);
+        let received = local.flows.batch.borrow_mut().receive(&way.socket, way.backend.address.is_ipv6(), |_, reply| {
+            // As on the way there, what does not fit is lost.
+            if SockRef::from(listener).send_to(reply, &client).is_ok() {
+                self.sent.set(self.sent.get() + reply.len() as u64);
+            }
+            if !self.replied.replace(true) {
+                way.upstream.succeeded();
+            }
+            self.last.set(local.now());
+        });
+        match received {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => self.fail(local, Outcome::ConnectRefused),
+            Err(_) => self.fail(local, Outcome::ConnectFailed),
+        }
+    }
+
+    fn fail(&self, local: &Local, outcome: Outcome) {
+        if let Some(way) = &self.way {
+            way.upstream.failed(local.now());
+        }
+        self.finish(outcome);
+    }
+
+    fn finish(&self, outcome: Outcome) {
+        if self.end.get().is_none() {
+            self.end.set(Some(outcome));
+            self.ended.notify_one();
+        }
+    }
+
+    fn limit(&self, local: &Local) -> Duration {
+        let (unreplied, replied) = local.limits.udp_idle_timeout;
+        if self.replied.get() { replied } else { unreplied }
+    }
+}
+
+fn connect(address: SocketAddr) -> io::Result<UdpSocket> {
+    let kind = Type::DGRAM.nonblocking().cloexec();
+    let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::UDP))?;
+    socket.connect(&address.into())?;
+    UdpSocket::from_std(socket.into())
+}
