@@ -4,3 +4,4 @@ pub mod pool;
 pub mod socket;
 pub mod splice;
 pub mod tcp;
+pub mod udp;

@@ -1,4 +1,6 @@
 //! From a client to a decision.
 
+pub mod detect;
 pub mod open;
 pub mod socket;
+pub mod udp;

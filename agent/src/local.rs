@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use crate::{
     balance::pick::Load,
-    forward::{pool::Pool, tcp::Scratch},
+    forward::{pool::Pool, tcp::Scratch, udp::Flows},
     report::record::Reporter,
     table::{Backend, Table},
 };
@@ -66,6 +66,8 @@ pub struct Local {
     pub turn: Cell<u32>,
     /// What copying needs.
     pub scratch: Scratch,
+    /// UDP flows.
+    pub flows: Flows,
     table: RefCell<Rc<Pinned>>,
     upstreams: RefCell<HashMap<SocketAddr, Rc<Upstream>, RandomState>>,
     connections: Rc<Cell<u32>>,
@@ -114,6 +116,7 @@ impl Local {
             drain: LocalDrain::default(),
             turn: Cell::new(fastrand::u32(..)),
             scratch: Scratch::default(),
+            flows: Flows::default(),
             table: RefCell::new(Rc::new(Pinned(table))),
             upstreams: RefCell::default(),
             connections: Rc::default(),
@@ -127,8 +130,10 @@ impl Local {
         self.table.borrow().clone()
     }
 
-    /// Swaps the table, and forgets endpoints that left it and carry nothing. Their idle connections close with them.
+    /// Swaps the table, cuts UDP flows whose endpoint left it, and forgets endpoints that left it and carry nothing.
+    /// Their idle connections close with them.
     pub fn swap(&self, table: Arc<Table>, known: impl Fn(&SocketAddr) -> bool) {
+        self.flows.follow(&table);
         *self.table.borrow_mut() = Rc::new(Pinned(table));
         self.upstreams.borrow_mut().retain(|address, upstream| {
             let known = known(address);
