@@ -4,3 +4,7 @@
 pub mod echo;
 /// The state of a running gateway, for people and scripts.
 pub mod get;
+/// The gateway and the agent as processes.
+pub mod serve;
+/// Everything in one process.
+pub mod standalone;

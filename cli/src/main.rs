@@ -8,6 +8,8 @@ use clap::{Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use portico_cli::echo::{self, args::EchoArgs};
 use portico_cli::get::{self, args::GetArgs};
+use portico_cli::serve;
+use portico_cli::standalone::{self, StandaloneArgs};
 use runtime::args::Problems;
 use runtime::args::log::{LogArgs, LogConfig};
 use runtime::{drain, shutdown, telemetry};
@@ -29,6 +31,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Gateway and one agent per Node in one process, from manifests, without a cluster
+    Standalone(Box<StandaloneArgs>),
+    /// Control plane: watches a cluster or a directory of manifests, and publishes to agents
+    Gateway(Box<gateway::config::Args>),
+    /// Data plane of one node
+    Agent(Box<agent::config::Args>),
     /// Sample backend: HTTP/1.1, h2c, gRPC, WebSocket, TCP and UDP on one port; answers with what it saw
     Echo(EchoArgs),
     /// State of a running gateway: services, endpoints, nodes, agents or health
@@ -66,6 +74,21 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let mut problems = Problems::new();
     let log = cli.log.parse(&mut problems);
     match cli.command {
+        Command::Standalone(args) => {
+            let config = args.parse(&mut problems);
+            let config = ready(problems, log, config)?;
+            Ok(block_on(standalone::run(config))?)
+        }
+        Command::Gateway(args) => {
+            let config = args.parse(&mut problems);
+            let config = ready(problems, log, config)?;
+            Ok(block_on(serve::gateway(config))?)
+        }
+        Command::Agent(args) => {
+            let config = args.parse(&mut problems, std::env::var("NODE_NAME").ok(), &host_name());
+            let config = ready(problems, log, config)?;
+            Ok(block_on(serve::agent(config))?)
+        }
         Command::Echo(args) => {
             let config = args.parse(&mut problems, |name| std::env::var(name).ok());
             let config = ready(problems, log, config)?;
@@ -96,6 +119,16 @@ fn ready<T>(problems: Problems, log: Option<LogConfig>, config: Option<T>) -> Re
     let (log, config) = log.zip(config).context("an option was refused without a reason")?;
     telemetry::init_logging(log).context("cannot start the log")?;
     Ok(config)
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    runtime.block_on(work)
+}
+
+/// The host name, as the kubelet names its node by default; empty if the system has none.
+fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default().to_ascii_lowercase()
 }
 
 fn serve_echo(config: echo::EchoConfig) -> anyhow::Result<()> {

@@ -8,7 +8,7 @@ use std::{
 
 use gateway::watch::object::{Event, Kind, Object, ObjectKey};
 use runtime::drain;
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::task::JoinHandle;
 
 use crate::echo::{self, EchoConfig};
 
@@ -33,19 +33,11 @@ struct Running {
     task: JoinHandle<()>,
 }
 
-/// Follows the Pods of a source until it ends.
-pub async fn follow(mut events: mpsc::Receiver<Event>) {
-    let mut pods = Pods::default();
-    while let Some(event) = events.recv().await {
-        pods.apply(event).await;
-    }
-}
-
 // === impl Pods ===
 
 impl Pods {
     /// Starts and ends backends as one event demands.
-    async fn apply(&mut self, event: Event) {
+    pub async fn apply(&mut self, event: Event) {
         match event {
             Event::Reset(Kind::Pod, objects) => {
                 let keys: Vec<ObjectKey> = objects.iter().map(Object::key).collect();
