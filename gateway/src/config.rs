@@ -145,6 +145,16 @@ impl ClusterArgs {
         let service_cidrs = problems.value("--service-cidr", &self.service_cidr, parse::cidr_list, CIDRS);
         let load_balancer_pool =
             problems.value("--load-balancer-pool", &self.load_balancer_pool, parse::cidr_list, CIDRS);
+        let overlap = |pool: &IpNet| {
+            let cidrs = service_cidrs.iter().flatten();
+            cidrs.into_iter().any(|cidr| cidr.contains(pool) || pool.contains(cidr)).then_some(*pool)
+        };
+        let overlap = load_balancer_pool.iter().flatten().find_map(overlap);
+        if let Some(pool) = overlap {
+            problems
+                .push("--load-balancer-pool", format!("{pool} overlaps with --service-cidr; no address can be both"));
+        }
+        let load_balancer_pool = load_balancer_pool.filter(|_| overlap.is_none());
         let node_ports = problems.value(
             "--node-port-range",
             &self.node_port_range,
@@ -179,4 +189,72 @@ fn domain(raw: &str) -> Result<String, String> {
         (1..=63).contains(&label.len()) && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     };
     if domain.len() <= 253 && domain.split('.').all(label) { Ok(domain) } else { Err("is not a DNS name".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(words: &[&str]) -> Result<Config, Vec<String>> {
+        let words = ["gateway"].iter().chain(words);
+        let mut problems = Problems::new();
+        let config = Cli::try_parse_from(words).expect("clap takes the words").args.parse(&mut problems);
+        config.ok_or_else(|| problems.lines().collect())
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_help() {
+        let config = parse(&["--manifests", "."]).expect("the defaults are right");
+        assert!(matches!(config.source, SourceConfig::Manifests(_)));
+        assert_eq!(config.discovery_listen.to_string(), "0.0.0.0:18000");
+        assert_eq!(config.cluster.rules.node_ports.ends(), (30000, 32767));
+        assert_eq!(config.cluster.node_lease, Duration::from_secs(15));
+        assert!(config.cluster.external_ips.is_empty());
+        assert!(matches!(parse(&[]).expect("a cluster needs no option").source, SourceConfig::Kubernetes(None)));
+    }
+
+    #[test]
+    fn an_address_cannot_be_for_two_purposes() {
+        let overlapping = ["--service-cidr=127.0.0.0/8", "--load-balancer-pool=fd00::/64,127.97.0.0/24"];
+        let mistakes = parse(&overlapping).map(drop).expect_err("they overlap");
+        assert_eq!(
+            mistakes,
+            ["--load-balancer-pool: 127.97.0.0/24 overlaps with --service-cidr; no address can be both"]
+        );
+    }
+
+    #[test]
+    fn every_mistake_is_named_in_one_run() {
+        let mistakes = parse(&[
+            "--manifests=/does/not/exist",
+            "--discovery-listen=18000",
+            "--service-cidr=10.0.0.1/8",
+            "--external-ips=many",
+            "--node-port-range=40000-30000",
+            "--cluster-domain=cluster_local",
+            "--node-lease=10ms",
+            "--drain-timeout=soon",
+        ]);
+        let mistakes = mistakes.map(drop).expect_err("all of it is wrong");
+        let fields: Vec<_> = mistakes.iter().map(|line| line.split(':').next().unwrap_or_default()).collect();
+        let expected = [
+            "--discovery-listen",
+            "--service-cidr",
+            "--node-port-range",
+            "--external-ips",
+            "--cluster-domain",
+            "--node-lease",
+            "--drain-timeout",
+            "--manifests",
+        ];
+        assert_eq!(fields, expected, "{mistakes:#?}");
+    }
 }

@@ -99,7 +99,13 @@ fn document_objects(document: &str, parsed: &mut Parsed) -> Result<(), ParseErro
     if document.lines().all(|line| line.starts_with("---") || line.trim().is_empty() || line.trim().starts_with('#')) {
         return Ok(());
     }
-    let Some(header) = typed::<Option<Header>>(document)? else { return Ok(()) };
+    let header = match plain_header(document) {
+        Some(header) => header,
+        None => match typed::<Option<Header>>(document)? {
+            Some(header) => header,
+            None => return Ok(()),
+        },
+    };
     let missing = |field: &str| ParseError {
         line: 1 + document.lines().take_while(|line| line.starts_with("---") || line.trim().is_empty()).count() as u64,
         column: 1,
@@ -138,6 +144,18 @@ fn document_objects(document: &str, parsed: &mut Parsed) -> Result<(), ParseErro
         }
     }
     Ok(())
+}
+
+/// The header of a document in the usual form, read without parsing all of it: in a block mapping only keys of the
+/// document itself stand at the start of a line. Whoever parses the rest checks both values again.
+fn plain_header(document: &str) -> Option<Header> {
+    let value = |name: &str| {
+        let mut values = document.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        let value = values.next()?.trim();
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"./-".contains(&byte);
+        (values.next().is_none() && !value.is_empty() && value.bytes().all(is_plain)).then(|| value.to_owned())
+    };
+    Some(Header { api_version: Some(value("apiVersion")?), kind: Some(value("kind")?) })
 }
 
 /// One item of a List. Items of a typed list, such as a ServiceList, may leave out their own type.
