@@ -18,6 +18,12 @@ pub mod model;
 pub mod catalog;
 /// The discovery service.
 pub mod stream;
+/// Which nodes external load balancers are to use.
+pub mod health;
+/// What people ask.
+pub mod inspect;
+/// What gRPC clients ask of any server.
+pub mod grpc_health;
 /// Instruments.
 pub mod metrics;
 /// The control loop.

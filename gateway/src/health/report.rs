@@ -105,8 +105,9 @@ impl Reports {
     /// `INVALID_ARGUMENT` for a report that names nobody, `ABORTED` from an instance that a newer one has replaced,
     /// `RESOURCE_EXHAUSTED` beyond any number of nodes that a cluster has.
     pub fn open(self: &Arc<Self>, first: ReportNodeStatusRequest, now: Moment) -> Result<Reporter, Status> {
-        let status =
-            first.status.ok_or_else(|| Status::invalid_argument("status: the first report of a stream must hold it"))?;
+        let status = first
+            .status
+            .ok_or_else(|| Status::invalid_argument("status: the first report of a stream must hold it"))?;
         for (field, value) in [("node_name", &status.node_name), ("instance_id", &status.instance_id)] {
             if value.is_empty() {
                 return Err(Status::invalid_argument(format!("status.{field}: is empty")));
@@ -120,6 +121,7 @@ impl Reports {
             stream: Arc::new(Notify::new()),
         };
         let mut nodes = self.lock();
+        let is_full = nodes.len() >= MAX_NODES;
         match nodes.get_mut(&node) {
             Some(report) => {
                 report.take_over(&reporter)?;
@@ -127,7 +129,7 @@ impl Reports {
                 drop(nodes);
                 self.changed(true, news);
             }
-            None if nodes.len() >= MAX_NODES => {
+            None if is_full => {
                 return Err(Status::resource_exhausted(format!("{MAX_NODES} nodes report already")));
             }
             None => {
@@ -166,7 +168,8 @@ impl Report {
     /// Makes `reporter` the one that speaks for the node, and tells the one before it.
     fn take_over(&mut self, reporter: &Reporter) -> Result<(), Status> {
         if self.replaced.contains(&reporter.instance) {
-            return Err(replaced(&self.status.instance_id));
+            let newer = &self.status.instance_id;
+            return Err(Status::aborted(format!("instance {newer:?} has taken over this node")));
         }
         if self.status.instance_id != reporter.instance {
             if self.replaced.len() == REPLACED {
@@ -207,8 +210,8 @@ impl Report {
     }
 }
 
-fn replaced(by: &str) -> Status {
-    Status::aborted(format!("instance {by:?} has taken over this node"))
+fn replaced() -> Status {
+    Status::aborted("a newer stream speaks for this node")
 }
 
 // === impl Reporter ===
@@ -226,10 +229,12 @@ impl Reporter {
     pub fn report(&self, request: ReportNodeStatusRequest, now: Moment) -> Result<(), Status> {
         let mut nodes = self.reports.lock();
         let report = nodes.get_mut(&self.node).filter(|report| Arc::ptr_eq(&report.stream, &self.stream));
-        let report = report.ok_or_else(|| replaced("a newer stream or"))?;
+        let report = report.ok_or_else(replaced)?;
         let (change, news) = match request.status {
             Some(status) if *status.node_name != *self.node || status.instance_id != self.instance => {
-                return Err(Status::invalid_argument("status: node_name and instance_id must stay the same in a stream"));
+                return Err(Status::invalid_argument(
+                    "status: node_name and instance_id must stay the same in a stream",
+                ));
             }
             Some(status) => {
                 let change = *report.status != status;
@@ -245,7 +250,7 @@ impl Reporter {
     /// Completes when a newer stream speaks for the node, with what to tell this one.
     pub async fn replaced(&self) -> Status {
         self.stream.notified().await;
-        Status::aborted("a newer stream speaks for this node")
+        replaced()
     }
 }
 
@@ -260,6 +265,3 @@ impl Drop for Reporter {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -206,6 +206,20 @@ fn own(facts: &BackendFacts<'_>) -> Option<(State, Cow<'static, str>, Cow<'stati
     }
 }
 
+// === impl Verdict ===
+
+impl Verdict {
+    /// The verdict as a message without times.
+    pub fn message(&self) -> wire::Health {
+        wire::Health {
+            state: self.state.wire() as i32,
+            reason: self.reason.to_string(),
+            message: self.message.to_string(),
+            ..Default::default()
+        }
+    }
+}
+
 // === impl State ===
 
 impl State {

@@ -44,9 +44,7 @@ fn the_first_rule_that_matches_decides_on_a_node() {
 #[test]
 fn a_lease_that_is_held_keeps_the_last_word_for_ever() {
     let start = Instant::now();
-    for (agent, state) in
-        [(NodeServingState::Serving, State::Healthy), (NodeServingState::Draining, State::Draining)]
-    {
+    for (agent, state) in [(NodeServingState::Serving, State::Healthy), (NodeServingState::Draining, State::Draining)] {
         let mut facts = facts(start, Origin::Reported, agent, false);
         facts.lease.held = true;
         let verdict = node(&facts, start + 100 * TERM);
