@@ -18,7 +18,10 @@ use foldhash::fast::RandomState;
 use opentelemetry::metrics::Meter;
 
 use self::{instruments::Instruments, series::Series};
-use super::record::{ConnectionRecord, Record, RequestRecord};
+use super::{
+    outcome::Outcome,
+    record::{ConnectionRecord, Record, RequestRecord},
+};
 use crate::table::Target;
 
 /// Services whose series are held ready; beyond this many, those that left the table are let go.
@@ -60,7 +63,7 @@ impl Metrics {
         series.request(instruments, record);
         for (at, attempt) in record.attempts.iter().enumerate() {
             series.request_attempt(instruments, record, attempt);
-            series.connect(instruments, attempt, at + 1 < record.attempts.len());
+            series.connect(instruments, attempt, attempt.outcome, at + 1 < record.attempts.len());
         }
         series.bytes(instruments, record.received, record.sent);
     }
@@ -69,7 +72,11 @@ impl Metrics {
         let (series, instruments) = self.series(record.target.as_ref());
         series.connection(instruments, record);
         for (at, attempt) in record.attempts.iter().enumerate() {
-            series.connect(instruments, attempt, at + 1 < record.attempts.len());
+            let is_followed = at + 1 < record.attempts.len();
+            // UDP learns of a refusal only after it has sent, so there the flow says it and not the attempt.
+            let is_unsaid = !is_followed && attempt.outcome == Outcome::Complete;
+            let outcome = if is_unsaid { record.outcome } else { attempt.outcome };
+            series.connect(instruments, attempt, outcome, is_followed);
         }
         series.bytes(instruments, record.received, record.sent);
     }

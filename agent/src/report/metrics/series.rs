@@ -171,8 +171,14 @@ impl Series {
         bound.record(attempt.took.as_secs_f64());
     }
 
-    /// Counts the connecting of an attempt, and that it was in vain if there was another after it.
-    pub(super) fn connect(&mut self, instruments: &Instruments, attempt: &Attempt, is_followed: bool) {
+    /// Counts the connecting of an attempt that ended as `outcome`, and that it was in vain if another followed.
+    pub(super) fn connect(
+        &mut self,
+        instruments: &Instruments,
+        attempt: &Attempt,
+        outcome: Outcome,
+        is_followed: bool,
+    ) {
         let error = connect_error(attempt);
         if !attempt.reused {
             let key = ConnectKey { locality: attempt.backend.locality, error };
@@ -184,9 +190,9 @@ impl Series {
             });
             bound.record(attempt.connected.unwrap_or(attempt.took).as_secs_f64());
         }
-        let is_ejected = attempt.outcome.is_before_send();
+        let is_ejected = outcome.is_before_send();
         if is_followed || is_ejected {
-            let error = attempt.outcome.error_type().unwrap_or("_OTHER");
+            let error = outcome.error_type().unwrap_or("_OTHER");
             let failures = self.failures.get(error, || {
                 let mut attributes = self.service.clone();
                 attributes.push(KeyValue::new("error.type", error));
