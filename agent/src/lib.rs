@@ -9,6 +9,10 @@ pub mod report;
 pub mod balance;
 /// What a connection asks, compiled.
 pub mod table;
+/// Deadlines at a coarse clock.
+pub mod alarm;
+/// Memory to read into.
+pub mod buffers;
 /// HTTP/1.1 as bytes.
 pub mod http1;
 /// To an endpoint and back.
@@ -19,3 +23,5 @@ pub mod local;
 pub mod listen;
 /// From the discovery stream to a table.
 pub mod apply;
+/// Options, as typed and as used.
+pub mod config;

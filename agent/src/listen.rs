@@ -4,3 +4,4 @@ pub mod detect;
 pub mod open;
 pub mod socket;
 pub mod udp;
+pub mod http;

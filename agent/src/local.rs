@@ -14,7 +14,9 @@ use ipnet::IpNet;
 use tokio::sync::Notify;
 
 use crate::{
+    alarm::Alarms,
     balance::pick::Load,
+    buffers::Buffers,
     forward::{pool::Pool, tcp::Scratch, udp::Flows},
     report::record::Reporter,
     table::{Backend, Table},
@@ -22,6 +24,9 @@ use crate::{
 
 /// How long an endpoint that refused or timed out is left out, at first and at most. Each failure in a row doubles it.
 const EJECTION: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// How often idle connections to endpoints are looked at.
+const SWEEP: Duration = Duration::from_secs(1);
 
 /// Limits and trust of the data plane, the same for all workers.
 #[derive(Clone, Debug)]
@@ -64,6 +69,10 @@ pub struct Local {
     pub drain: LocalDrain,
     /// Round-robin turn.
     pub turn: Cell<u32>,
+    /// Deadlines of connections and requests.
+    pub alarms: Rc<Alarms>,
+    /// Memory to read into.
+    pub buffers: Buffers,
     /// What copying needs.
     pub scratch: Scratch,
     /// UDP flows.
@@ -73,6 +82,7 @@ pub struct Local {
     connections: Rc<Cell<u32>>,
     idle: Rc<Notify>,
     now: Cell<Instant>,
+    sweep: Cell<Instant>,
 }
 
 /// A table that this worker holds. Cloning the `Rc` is not atomic.
@@ -95,6 +105,7 @@ pub struct Busy(Rc<Upstream>);
 /// Draining, as the connections of one worker see it.
 #[derive(Default)]
 pub struct LocalDrain {
+    alarms: Rc<Alarms>,
     draining: Cell<bool>,
     notify: Notify,
 }
@@ -110,10 +121,13 @@ pub struct ConnectionGuard {
 impl Local {
     /// The state of a worker that serves nothing yet.
     pub fn new(limits: Arc<Limits>, reporter: Rc<Reporter>, table: Arc<Table>) -> Self {
+        let alarms = Rc::<Alarms>::default();
         Self {
             limits,
             reporter,
-            drain: LocalDrain::default(),
+            drain: LocalDrain { alarms: alarms.clone(), ..LocalDrain::default() },
+            alarms,
+            buffers: Buffers::default(),
             turn: Cell::new(fastrand::u32(..)),
             scratch: Scratch::default(),
             flows: Flows::default(),
@@ -122,6 +136,7 @@ impl Local {
             connections: Rc::default(),
             idle: Rc::default(),
             now: Cell::new(Instant::now()),
+            sweep: Cell::new(Instant::now()),
         }
     }
 
@@ -173,6 +188,11 @@ impl Local {
     /// Called by the worker at every tick.
     pub fn tick(&self, now: Instant) {
         self.now.set(now);
+        self.alarms.ring(now);
+        if self.sweep.get() <= now {
+            self.sweep.set(now + SWEEP);
+            self.each_upstream(|_, upstream| upstream.pool.sweep(now));
+        }
         self.reporter.flush();
     }
 
@@ -246,6 +266,8 @@ impl LocalDrain {
     pub fn begin(&self) {
         self.draining.set(true);
         self.notify.notify_waiters();
+        // HTTP connections wait on alarms alone, and look when they are woken.
+        self.alarms.wake_all();
     }
 
     /// Waits until draining begins.

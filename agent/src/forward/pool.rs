@@ -1,12 +1,73 @@
 //! HTTP connections to one endpoint, kept by one worker.
 
-/// Idle connections of one worker to one endpoint address.
+use std::{
+    cell::RefCell,
+    time::{Duration, Instant},
+};
+
+use super::{h1::Connection, h2::Connections};
+
+/// Idle connections of HTTP/1.1 kept per worker and endpoint: as many as a worker can have in flight there in a burst.
+const IDLE_CONNECTIONS: usize = 256;
+
+/// How long one may be idle: below the keep-alive time of most servers, so that we close first and no request meets a
+/// connection that is closing. Those that close earlier are noticed when the connection is taken.
+const IDLE_TIME: Duration = Duration::from_secs(50);
+
+/// Idle for so long, the runtime may not have heard yet that the endpoint closed, so the kernel is asked.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// Connections of one worker to one endpoint address.
 #[derive(Default)]
-pub struct Pool {}
+pub struct Pool {
+    idle: RefCell<Vec<Box<Connection>>>,
+    /// HTTP/2.
+    pub http2: Connections,
+}
 
 // === impl Pool ===
 
 impl Pool {
+    /// The connection that became idle last, if one is good. `careful` asks the kernel about those that are not fresh:
+    /// for requests that could not be sent again.
+    pub fn take(&self, now: Instant, careful: bool) -> Option<Box<Connection>> {
+        let mut idle = self.idle.borrow_mut();
+        while let Some(connection) = idle.pop() {
+            let age = now.duration_since(connection.idle_since);
+            let ask = careful && age > FRESH;
+            if age < IDLE_TIME && connection.is_quiet() && (!ask || connection.is_quiet_for_sure()) {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection for the next request.
+    pub fn put(&self, mut connection: Box<Connection>, now: Instant) {
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() < IDLE_CONNECTIONS {
+            connection.rest(now);
+            idle.push(connection);
+        }
+    }
+
     /// Closes what is idle; requests in flight go on.
-    pub fn clear(&self) {}
+    pub fn clear(&self) {
+        self.idle.borrow_mut().clear();
+        self.http2.clear();
+    }
+
+    /// Closes what has been idle for long, or was closed by the endpoint.
+    pub fn sweep(&self, now: Instant) {
+        let keep = |connection: &Box<Connection>| {
+            now.duration_since(connection.idle_since) < IDLE_TIME && connection.is_quiet()
+        };
+        self.idle.borrow_mut().retain(keep);
+        self.http2.sweep(now);
+    }
+
+    /// Connections of HTTP/1.1 that are idle.
+    pub fn idle(&self) -> usize {
+        self.idle.borrow().len()
+    }
 }

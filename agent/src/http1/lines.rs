@@ -13,6 +13,8 @@ pub struct Lines {
     start: usize,
     /// Complete lines, without the empty one.
     lines: usize,
+    /// An empty line came before.
+    skipped: bool,
 }
 
 /// Takes `length` bytes off the front of `buffer` for a head, whose fields will be slices of them. They are copied where
@@ -70,6 +72,21 @@ impl Lines {
         }
         self.scanned = head.len();
         if self.scanned > limits.bytes { Err(Refused::TooLarge) } else { Ok(None) }
+    }
+
+    /// A search that begins behind an empty line.
+    pub(super) fn after_empty_line() -> Self {
+        Self { skipped: true, ..Self::default() }
+    }
+
+    /// Whether an empty line here would be the first thing seen.
+    pub(super) fn may_skip(&self) -> bool {
+        self.lines == 0 && !self.skipped
+    }
+
+    /// Nothing was looked at yet.
+    pub fn is_fresh(&self) -> bool {
+        self.scanned == 0
     }
 
     /// Lines seen, with the first one of the head and without the empty one.

@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 
 use super::{
@@ -41,9 +41,9 @@ pub struct RequestHead {
 /// [`Refused`] for what is malformed, ambiguous or too large; the connection cannot be read any further then.
 pub fn take(buffer: &mut BytesMut, search: &mut Lines, limits: HeadLimits) -> Result<Option<RequestHead>, Refused> {
     // A client may end a body with an extra CRLF (RFC 9112 section 2.2); one is forgiven.
-    if search.count() == 0 && buffer.starts_with(b"\r\n") {
-        let _ = buffer.split_to(2);
-        *search = Lines::default();
+    if search.may_skip() && buffer.starts_with(b"\r\n") {
+        buffer.advance(2);
+        *search = Lines::after_empty_line();
     }
     let Some(length) = search.end(buffer, Ending::Strict, limits)? else { return Ok(None) };
     let head = lines::take(buffer, length);

@@ -1,0 +1,171 @@
+//! Bodies on their way through, in both directions. A worker holds one piece of a body at a time, never the whole.
+
+use std::{
+    cell::Cell,
+    error::Error as StdError,
+    fmt, io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use crate::{http1::Refused, report::outcome::Outcome};
+
+/// Why a body ends early.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The client's end of the connection is gone.
+    #[error("the client closed the connection in the middle of a body")]
+    ClientGone,
+    /// The client sent a body that cannot be read.
+    #[error("the client sent a malformed body")]
+    Client(#[source] Refused),
+    /// The endpoint closed the connection.
+    #[error("the endpoint closed the connection in the middle of a body")]
+    EndpointGone(#[source] Option<io::Error>),
+    /// The endpoint sent a body that cannot be read.
+    #[error("the endpoint sent a malformed body")]
+    Endpoint(#[source] Refused),
+    /// A stream of HTTP/2 was reset. The side is that from which the body came.
+    #[error(transparent)]
+    Stream(#[from] hyper::Error),
+}
+
+/// The body of a request.
+pub struct RequestBody {
+    source: Source,
+    progress: Option<Rc<Cell<u64>>>,
+}
+
+/// What a downstream connection of HTTP/1.1 gives for a body.
+pub type Upload = Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>;
+
+enum Source {
+    Empty,
+    Http1(Upload),
+    Http2(Incoming),
+}
+
+// === impl BodyError ===
+
+impl BodyError {
+    /// How a request ends whose body, from the client, ended like this.
+    pub fn outcome_of_upload(&self) -> Outcome {
+        match self {
+            BodyError::Client(Refused::Malformed(what)) => Outcome::Malformed(what),
+            BodyError::Client(Refused::TooLarge) => Outcome::HeaderTooLarge,
+            _ => Outcome::ClientClosed,
+        }
+    }
+
+    /// How a request ends whose answer, from the endpoint, ended like this.
+    pub fn outcome_of_answer(&self) -> Outcome {
+        match self {
+            BodyError::ClientGone | BodyError::Client(_) => self.outcome_of_upload(),
+            BodyError::EndpointGone(_) => Outcome::UpstreamClosed,
+            BodyError::Endpoint(_) => Outcome::UpstreamProtocol,
+            BodyError::Stream(error) => outcome_of_stream(error),
+        }
+    }
+}
+
+/// How a request ends whose stream to the endpoint failed.
+pub fn outcome_of_stream(error: &hyper::Error) -> Outcome {
+    match h2_error(error).and_then(h2::Error::reason) {
+        Some(h2::Reason::PROTOCOL_ERROR | h2::Reason::FRAME_SIZE_ERROR | h2::Reason::COMPRESSION_ERROR) => {
+            Outcome::UpstreamProtocol
+        }
+        _ => Outcome::UpstreamClosed,
+    }
+}
+
+/// The error of HTTP/2 inside an error of hyper.
+pub fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
+    let mut source = error.source();
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref() {
+            return Some(error);
+        }
+        source = error.source();
+    }
+    None
+}
+
+// === impl RequestBody ===
+
+impl RequestBody {
+    /// No body.
+    pub fn empty() -> Self {
+        Self { source: Source::Empty, progress: None }
+    }
+
+    /// A body that a connection of HTTP/1.1 reads.
+    pub fn http1(upload: Upload) -> Self {
+        Self { source: Source::Http1(upload), progress: Some(Rc::default()) }
+    }
+
+    /// A body that a stream of HTTP/2 brings.
+    pub fn http2(incoming: Incoming) -> Self {
+        if incoming.is_end_stream() {
+            return Self::empty();
+        }
+        Self { source: Source::Http2(incoming), progress: Some(Rc::default()) }
+    }
+
+    /// Counts the bytes that were taken from the body, also after it was handed on; `None` without a body.
+    pub fn progress(&self) -> Option<Rc<Cell<u64>>> {
+        self.progress.clone()
+    }
+
+    /// Nothing was taken from it, so it can still be sent to another endpoint.
+    pub fn is_untouched(&self) -> bool {
+        self.progress.as_ref().is_none_or(|progress| progress.get() == 0)
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let body = self.get_mut();
+        let frame = match &mut body.source {
+            Source::Empty => return Poll::Ready(None),
+            Source::Http1(upload) => ready!(upload.as_mut().poll_frame(cx)),
+            Source::Http2(incoming) => {
+                ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| frame.map_err(BodyError::Stream))
+            }
+        };
+        if let (Some(Ok(frame)), Some(progress)) = (&frame, &body.progress) {
+            let taken = frame.data_ref().map_or(1, |data| data.len() as u64);
+            progress.set(progress.get() + taken);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Empty => true,
+            Source::Http1(upload) => upload.is_end_stream(),
+            Source::Http2(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Empty => SizeHint::with_exact(0),
+            Source::Http1(upload) => upload.size_hint(),
+            Source::Http2(incoming) => incoming.size_hint(),
+        }
+    }
+}
+
+impl fmt::Debug for RequestBody {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "RequestBody({:?})", self.size_hint())
+    }
+}

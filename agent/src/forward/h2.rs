@@ -1,0 +1,202 @@
+//! HTTP/2 to an endpoint: few connections, each with many requests at once.
+
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+    net::SocketAddr,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use bytes::BytesMut;
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    client::conn::{TrySendError, http2},
+};
+use hyper_util::rt::TokioIo;
+use tokio::{sync::Notify, task::spawn_local};
+
+use super::{
+    body::RequestBody,
+    coalesce::{Coalesced, LocalExecutor},
+    socket,
+};
+use crate::report::outcome::Outcome;
+
+/// Bytes that an endpoint may send before they are passed on: per stream, and for all streams of a connection. The second
+/// must be much larger, or one slow client would stop the others; half of it is also the budget for small frames, beyond
+/// which the codec gives up the connection.
+const WINDOWS: (u32, u32) = (1 << 20, 16 << 20);
+
+/// Connections of one worker to one endpoint. Beyond that, requests wait for a stream.
+const CONNECTIONS: usize = 16;
+
+/// Time without a request after which a connection is closed.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Connections of one worker to one endpoint.
+#[derive(Default)]
+pub struct Connections {
+    open: RefCell<Vec<Rc<Connection>>>,
+    /// Somebody dials; everybody else waits for what comes of it.
+    dialing: Cell<bool>,
+    dialed: Notify,
+    /// Why dialing failed last, and how often it has.
+    failed: Cell<(u64, Option<Outcome>)>,
+}
+
+/// A connection.
+struct Connection {
+    sender: RefCell<http2::SendRequest<RequestBody>>,
+    /// Streams open.
+    streams: Cell<usize>,
+    /// Streams that the endpoint allows.
+    limit: Rc<Cell<usize>>,
+    idle_since: Cell<Instant>,
+}
+
+/// The right to one stream of a connection.
+pub struct Stream {
+    connection: Rc<Connection>,
+    /// The connection had carried a request before.
+    pub reused: bool,
+}
+
+/// Whoever dials, and lets the next one try when it ends, however it ends.
+struct Dialing<'a>(&'a Connections);
+
+// === impl Connections ===
+
+impl Connections {
+    /// A stream to `address`, over a connection that is there or a new one.
+    ///
+    /// # Errors
+    /// As [`socket::dial`].
+    pub async fn stream(&self, address: SocketAddr, limit: Duration, now: Instant) -> Result<Stream, Outcome> {
+        loop {
+            if let Some(stream) = self.vacant() {
+                return Ok(stream);
+            }
+            if !self.dialing.replace(true) {
+                let dialing = Dialing(self);
+                let connection = connect(address, limit, now).await;
+                if let Err(outcome) = connection {
+                    self.failed.set((self.failed.get().0 + 1, Some(outcome)));
+                }
+                let connection = connection?;
+                self.open.borrow_mut().push(connection.clone());
+                drop(dialing);
+                return Ok(Stream::new(connection, false));
+            }
+            let (failures, _) = self.failed.get();
+            self.dialed.notified().await;
+            // What the dialer could not reach, those who waited for it cannot either.
+            if let (later, Some(outcome)) = self.failed.get()
+                && later > failures
+            {
+                return Err(outcome);
+            }
+        }
+    }
+
+    /// A stream over a connection that is there: the first one with room, so that the others become idle and close.
+    fn vacant(&self) -> Option<Stream> {
+        let mut open = self.open.borrow_mut();
+        open.retain(|connection| !connection.sender.borrow().is_closed());
+        let roomy = open.iter().find(|connection| connection.streams.get() < connection.limit.get());
+        let least = || open.iter().min_by_key(|connection| connection.streams.get());
+        let connection = match roomy {
+            Some(connection) => connection,
+            None if open.len() < CONNECTIONS => return None,
+            None => least()?,
+        };
+        Some(Stream::new(connection.clone(), true))
+    }
+
+    /// Takes no more requests over the connections that are there; those in flight go on.
+    pub fn clear(&self) {
+        self.open.borrow_mut().clear();
+    }
+
+    /// Closes what is idle for long, or closed by the endpoint.
+    pub fn sweep(&self, now: Instant) {
+        self.open.borrow_mut().retain(|connection| {
+            let idle = connection.streams.get() == 0 && now.duration_since(connection.idle_since.get()) > IDLE;
+            !idle && !connection.sender.borrow().is_closed()
+        });
+    }
+}
+
+impl Drop for Dialing<'_> {
+    fn drop(&mut self) {
+        self.0.dialing.set(false);
+        self.0.dialed.notify_waiters();
+    }
+}
+
+async fn connect(address: SocketAddr, limit: Duration, now: Instant) -> Result<Rc<Connection>, Outcome> {
+    let stream = socket::dial(address, limit).await?;
+    let io = Coalesced::new(stream, BytesMut::new());
+    let handshake = http2::Builder::new(LocalExecutor::new(io.clone()))
+        .initial_stream_window_size(WINDOWS.0)
+        .initial_connection_window_size(WINDOWS.1)
+        .handshake(TokioIo::new(io));
+    // The handshake only writes; an endpoint that does not speak HTTP/2 shows with the first request.
+    let (sender, connection) = handshake.await.map_err(|_| Outcome::UpstreamClosed)?;
+    let streams = Rc::new(Cell::new(connection.current_max_send_streams()));
+    let seen = streams.clone();
+    spawn_local(async move {
+        let mut connection = std::pin::pin!(connection);
+        // How it ends is told to the requests on it.
+        let _ = std::future::poll_fn(|cx| {
+            let polled = connection.as_mut().poll(cx);
+            seen.set(connection.current_max_send_streams().max(1));
+            polled
+        })
+        .await;
+    });
+    Ok(Rc::new(Connection {
+        sender: RefCell::new(sender),
+        streams: Cell::new(0),
+        limit: streams,
+        idle_since: Cell::new(now),
+    }))
+}
+
+// === impl Stream ===
+
+impl Stream {
+    fn new(connection: Rc<Connection>, reused: bool) -> Self {
+        connection.streams.set(connection.streams.get() + 1);
+        Self { connection, reused }
+    }
+
+    /// Sends a request. The stream must be kept until its answer is complete.
+    ///
+    /// # Errors
+    /// With the request, if nothing of it was sent.
+    pub fn send(
+        &self,
+        request: Request<RequestBody>,
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<> {
+        self.connection.sender.borrow_mut().try_send_request(request)
+    }
+
+    /// Notes when the stream ends, so that idle connections can be told.
+    pub fn end(self, now: Instant) {
+        self.connection.idle_since.set(now);
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.connection.streams.set(self.connection.streams.get() - 1);
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Stream(1 of {})", self.connection.streams.get())
+    }
+}

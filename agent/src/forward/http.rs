@@ -1,0 +1,454 @@
+//! One request: where it goes, the attempts to get it there, the answer. Every early end is an [`Outcome`].
+
+use std::{
+    future::poll_fn,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use api::resource::service::{AppProtocol, Transport};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, request::Parts, uri};
+
+use super::{
+    body::{RequestBody, outcome_of_stream},
+    h1,
+    headers::{self, Forwarded},
+    reply::{Account, Reply},
+    retry, socket,
+};
+use crate::{
+    alarm::Alarm,
+    balance::{flow::FlowHash, pick::pick},
+    http1::{framing::Framing, response::ResponseHead},
+    local::{Local, Upstream},
+    report::{
+        outcome::Outcome,
+        record::{Attempt, Downstream},
+        trace,
+    },
+    table::{Backend, Balance, Candidates, FrontendKind, HashKey, Table, Target},
+};
+
+/// What all requests of a downstream connection share.
+pub struct Session {
+    /// The worker.
+    pub local: Rc<Local>,
+    /// Facts of the connection.
+    pub downstream: Arc<Downstream>,
+    /// What the other end says of others is believed.
+    trusted: bool,
+    /// The client of the connection, as X-Forwarded-For has it.
+    forwarded_for: HeaderValue,
+    /// The Service whose certificate the client has seen.
+    certified: Option<Arc<Target>>,
+}
+
+/// A request and what is known of it, while endpoints are tried.
+struct Exchange<'a> {
+    session: &'a Session,
+    alarm: &'a Alarm,
+    account: Account,
+    parts: Parts,
+    target: Arc<Target>,
+    grpc: bool,
+}
+
+/// An attempt that gave no answer.
+struct Failed {
+    outcome: Outcome,
+    /// The body, if the request may be sent again.
+    again: Option<RequestBody>,
+    /// The connection was an old one, so the endpoint itself may be well.
+    stale: bool,
+}
+
+// === impl Session ===
+
+impl Session {
+    /// Of a connection; `certified` is the Service for which TLS was terminated.
+    pub fn new(local: Rc<Local>, downstream: Arc<Downstream>, certified: Option<Arc<Target>>) -> Self {
+        let client = downstream.client.ip().to_canonical();
+        let trusted = local.trusts(client);
+        let forwarded_for =
+            HeaderValue::try_from(client.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
+        Self { local, downstream, trusted, forwarded_for, certified }
+    }
+
+    /// The target of a request, by the table of this moment.
+    fn resolve(&self, table: &Table, authority: Option<&HeaderValue>) -> Result<(Arc<Target>, FrontendKind), Outcome> {
+        let local = self.downstream.local;
+        let frontend = table.frontend(local, Transport::Tcp).ok_or(Outcome::UnknownName)?;
+        if let Some(target) = &frontend.target {
+            // An address may go to another Service while connections to it are open; those with TLS were promised one
+            // Service, and may not end at another.
+            if self.certified.as_ref().is_some_and(|certified| certified.service != target.service) {
+                return Err(Outcome::Misdirected);
+            }
+            return Ok((target.clone(), frontend.kind));
+        }
+        let authority = authority.and_then(|value| value.to_str().ok()).ok_or(Outcome::UnknownName)?;
+        let asking = table.workloads.get(&self.downstream.client.ip());
+        let namespace = asking.map_or("default", |workload| &*workload.pod.namespace);
+        Ok((table.names.resolve(authority, namespace, local.port())?.clone(), frontend.kind))
+    }
+}
+
+/// Forwards a request and gives the answer, which may be one of our own. `upgrading` says that the client asks for another
+/// protocol. `interim` gets informational answers. `alarm` is used while the answer is awaited.
+pub async fn forward(
+    session: &Session,
+    mut request: Request<RequestBody>,
+    upgrading: bool,
+    alarm: &Alarm,
+    interim: impl FnMut(&ResponseHead),
+) -> Reply {
+    let Session { local, downstream, trusted, .. } = session;
+    let (parent, link) = trace::continue_or_restart(request.headers(), *trusted);
+    let open = local.reporter.request(downstream.clone(), &request, parent);
+    let mut account = Account::new(open, request.body().progress());
+    let client = headers::client(request.headers(), downstream.client, downstream.client_source, |address| {
+        local.trusts(address)
+    });
+    let mut grpc = false;
+    account.note(|record| {
+        (record.client, record.client_source) = (client.address, client.source);
+        record.untrusted_chain = client.untrusted_chain;
+        record.link = link;
+        grpc = record.grpc;
+    });
+    let authority = match authority(&mut request, downstream.local) {
+        Ok(authority) => authority,
+        Err(outcome) => return Reply::own(account, outcome, grpc),
+    };
+    let table = local.table();
+    let (target, kind) = match session.resolve(&table.0, Some(&authority)) {
+        Ok(found) => found,
+        Err(outcome) => return Reply::own(account, outcome, grpc),
+    };
+    account.note(|record| record.target = Some(target.clone()));
+    let (mut parts, body) = request.into_parts();
+    headers::strip_request(&mut parts.headers, upgrading && target.protocol == AppProtocol::Http);
+    let forwarded =
+        Forwarded { peer: &session.forwarded_for, trusted: *trusted, tls: downstream.tls, authority: Some(&authority) };
+    headers::forward(&mut parts.headers, forwarded);
+    // Only endpoints of a policy Local ask where the client is.
+    let inside = target.external_local && table.0.is_inside(downstream.client.ip());
+    let candidates = match target.candidates(kind, downstream.client.ip(), inside) {
+        Ok(candidates) => candidates,
+        Err(outcome) => return Reply::own(account, outcome, grpc),
+    };
+    let hash = flow_hash(&target.balance, &parts, client.address.ip());
+    let exchange = Exchange { session, alarm, account, parts, target: target.clone(), grpc };
+    exchange.run(candidates, hash, authority, body, interim).await
+}
+
+/// The authority of a request. That of the target wins over Host (RFC 9112 section 3.2.2); both are the same afterwards.
+fn authority<B>(request: &mut Request<B>, dialled: SocketAddr) -> Result<HeaderValue, Outcome> {
+    if let Some(authority) = request.uri().authority() {
+        let value = HeaderValue::from_str(authority.as_str());
+        let value = value.map_err(|_| Outcome::Malformed("the authority is not a name with an optional port"))?;
+        request.headers_mut().insert(header::HOST, value.clone());
+        return Ok(value);
+    }
+    match request.headers().get(header::HOST) {
+        Some(host) => Ok(host.clone()),
+        // HTTP/1.0 may leave it out; endpoints get what was dialled.
+        None if request.version() == Version::HTTP_10 => {
+            let value = HeaderValue::try_from(dialled.to_string());
+            let value = value.map_err(|_| Outcome::Malformed("the request names no authority"))?;
+            request.headers_mut().insert(header::HOST, value.clone());
+            Ok(value)
+        }
+        None => Err(Outcome::Malformed("the request names no authority")),
+    }
+}
+
+fn flow_hash(balance: &Balance, parts: &Parts, client: IpAddr) -> FlowHash {
+    let Balance::Hash(key) = balance else { return FlowHash(0) };
+    let value = match key {
+        HashKey::Client => None,
+        HashKey::Header(name) => parts.headers.get(name).map(HeaderValue::as_bytes),
+        HashKey::Cookie(name) => headers::cookie(&parts.headers, name),
+    };
+    value.map_or_else(|| FlowHash::of_client(client), FlowHash::of_bytes)
+}
+
+// === impl Exchange ===
+
+impl Exchange<'_> {
+    /// Tries endpoints until one answers, none is left, or what was sent cannot be sent again.
+    async fn run(
+        mut self,
+        candidates: &Candidates,
+        hash: FlowHash,
+        authority: HeaderValue,
+        mut body: RequestBody,
+        mut interim: impl FnMut(&ResponseHead),
+    ) -> Reply {
+        let local = &self.session.local;
+        let http2 = match self.target.protocol {
+            AppProtocol::Http => false,
+            AppProtocol::Http2 | AppProtocol::Grpc => true,
+            AppProtocol::Opaque | AppProtocol::Tls => return self.fail(Outcome::UnknownPort),
+        };
+        if http2 && let Err(outcome) = self.address_for_http2(&authority) {
+            return self.fail(outcome);
+        }
+        let mut tried: Vec<SocketAddr> = Vec::new();
+        let mut last = Outcome::NoEndpoints;
+        // An old connection that turns out to be dead is not held against its endpoint.
+        let mut stale = 0;
+        while tried.len() < local.limits.attempts.max(1) {
+            let load = |backend: &Backend| local.load(backend);
+            let Some(backend) = pick(candidates, &self.target.balance, hash, &local.turn, load, &tried) else { break };
+            let upstream = local.upstream(backend.address);
+            self.begin(backend, &upstream);
+            let attempt = if http2 {
+                self.attempt_http2(&upstream, backend, body, &mut interim).await
+            } else {
+                self.attempt_http1(&upstream, backend, body, stale == 0, &mut interim).await
+            };
+            let failed = match attempt {
+                Ok(reply) => return reply,
+                Err(failed) => failed,
+            };
+            last = failed.outcome;
+            self.end_attempt(last);
+            if last.is_before_send() {
+                upstream.failed(local.now());
+            }
+            let Some(again) = failed.again else { break };
+            body = again;
+            if failed.stale && stale == 0 {
+                stale += 1;
+            } else {
+                tried.push(backend.address);
+            }
+        }
+        self.fail(last)
+    }
+
+    /// Answers ourselves.
+    fn fail(self, outcome: Outcome) -> Reply {
+        Reply::own(self.account, outcome, self.grpc)
+    }
+
+    /// Opens the span of an attempt and puts it into the request.
+    fn begin(&mut self, backend: &Arc<Backend>, upstream: &Rc<Upstream>) {
+        let local = &self.session.local;
+        let traces = &local.reporter.traces;
+        let span = traces.span();
+        let mut context = Default::default();
+        self.account.busy = Some(upstream.busy());
+        self.account.note(|record| {
+            context = record.trace;
+            let started = if record.attempts.is_empty() { record.started } else { Instant::now() };
+            record.attempts.push(Attempt {
+                backend: backend.clone(),
+                started,
+                connected: None,
+                reused: false,
+                took: Default::default(),
+                status: None,
+                outcome: Outcome::Dropped,
+                span,
+            });
+        });
+        traces.inject(&mut self.parts.headers, context, span, self.session.trusted);
+    }
+
+    fn note_attempt(&mut self, fill: impl FnOnce(&mut Attempt)) {
+        self.account.note(|record| {
+            if let Some(attempt) = record.attempts.last_mut() {
+                fill(attempt);
+            }
+        });
+    }
+
+    fn end_attempt(&mut self, outcome: Outcome) {
+        self.note_attempt(|attempt| {
+            attempt.took = attempt.started.elapsed();
+            attempt.outcome = outcome;
+        });
+    }
+
+    /// The head of an answer came.
+    fn answered(&mut self, status: u16) {
+        self.account.note(|record| {
+            let took = record.started.elapsed();
+            record.first_byte = Some(took);
+            record.status = status;
+            if let Some(attempt) = record.attempts.last_mut() {
+                attempt.status = Some(status);
+            }
+        });
+    }
+
+    /// Gives up waiting for an answer when the alarm has rung and the request has not moved since it was set.
+    fn poll_overdue(&self, cx: &mut Context<'_>, moved: &mut u64) -> Poll<()> {
+        while self.alarm.poll(cx).is_ready() {
+            let now = self.account.upload.as_ref().map_or(0, |upload| upload.get());
+            if now == *moved {
+                return Poll::Ready(());
+            }
+            *moved = now;
+            self.set_alarm();
+        }
+        Poll::Pending
+    }
+
+    fn set_alarm(&self) {
+        let local = &self.session.local;
+        // A stream of gRPC may be silent for as long as its client waits; calls carry deadlines of their own.
+        self.alarm.set((!self.grpc).then(|| local.now() + local.limits.response_timeout));
+    }
+
+    /// One attempt over HTTP/1.1.
+    async fn attempt_http1(
+        &mut self,
+        upstream: &Rc<Upstream>,
+        backend: &Backend,
+        body: RequestBody,
+        may_reuse: bool,
+        interim: &mut impl FnMut(&ResponseHead),
+    ) -> Result<Reply, Failed> {
+        let local = &self.session.local;
+        let careful = !retry::is_idempotent(&self.parts.method);
+        let pooled = if may_reuse { upstream.pool.take(local.now(), careful) } else { None };
+        let mut connection = match pooled {
+            Some(connection) => connection,
+            None => match socket::dial(backend.address, local.limits.connect_timeout).await {
+                Ok(stream) => h1::Connection::new(stream, local.now()),
+                Err(outcome) => return Err(Failed { outcome, again: Some(body), stale: false }),
+            },
+        };
+        let reused = connection.is_reused();
+        self.note_attempt(|attempt| {
+            attempt.connected = Some(if reused { Default::default() } else { attempt.started.elapsed() });
+            attempt.reused = reused;
+        });
+        connection.begin(&self.parts.method, &self.parts.uri, &self.parts.headers, body);
+        self.set_alarm();
+        let mut moved = 0;
+        let answer = poll_fn(|cx| {
+            let answer = connection.poll_answer(cx, &local.buffers, &self.parts.method, &mut *interim);
+            if answer.is_pending() && self.poll_overdue(cx, &mut moved).is_ready() {
+                return Poll::Ready(Err(h1::NoAnswer { outcome: Outcome::UpstreamTimeout, silent: true }));
+            }
+            answer
+        })
+        .await;
+        match answer {
+            Ok(head) => self.accept(head, connection, upstream),
+            Err(failure) => {
+                let body = connection.take_upload();
+                let again = retry::may_repeat(&self.parts.method, &body, reused, &failure).then_some(body);
+                Err(Failed { outcome: failure.outcome, again, stale: reused })
+            }
+        }
+    }
+
+    /// Takes over the head of an answer.
+    fn accept(
+        &mut self,
+        head: ResponseHead,
+        connection: Box<h1::Connection>,
+        upstream: &Rc<Upstream>,
+    ) -> Result<Reply, Failed> {
+        upstream.succeeded();
+        self.answered(head.status.as_u16());
+        let mut response = Response::new(());
+        *response.status_mut() = head.status;
+        *response.headers_mut() = head.headers;
+        let upgrade = response.headers_mut().remove(header::UPGRADE);
+        headers::strip_response(response.headers_mut());
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            // Nobody may be switched to a protocol that he did not ask for.
+            let asked = self.parts.headers.contains_key(header::UPGRADE);
+            let Some(upgrade) = upgrade.filter(|_| asked) else {
+                return Err(Failed { outcome: Outcome::UpstreamProtocol, again: None, stale: false });
+            };
+            response.headers_mut().insert(header::UPGRADE, upgrade);
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        }
+        let account = self.account.take();
+        Ok(Reply::http1(account, response, connection, upstream.clone(), &self.session.local))
+    }
+
+    /// One attempt over HTTP/2.
+    async fn attempt_http2(
+        &mut self,
+        upstream: &Rc<Upstream>,
+        backend: &Backend,
+        body: RequestBody,
+        interim: &mut impl FnMut(&ResponseHead),
+    ) -> Result<Reply, Failed> {
+        let local = &self.session.local;
+        let stream = upstream.pool.http2.stream(backend.address, local.limits.connect_timeout, local.now()).await;
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(outcome) => return Err(Failed { outcome, again: Some(body), stale: false }),
+        };
+        self.note_attempt(|attempt| {
+            attempt.connected = Some(if stream.reused { Default::default() } else { attempt.started.elapsed() });
+            attempt.reused = stream.reused;
+        });
+        // Informational answers do not come through the client of HTTP/2, so the body is asked for here.
+        if self.parts.headers.remove(header::EXPECT).is_some() {
+            interim(&ResponseHead {
+                status: StatusCode::CONTINUE,
+                headers: Default::default(),
+                framing: Framing::Empty,
+                persists: true,
+            });
+        }
+        let mut request = Request::new(body);
+        *request.method_mut() = self.parts.method.clone();
+        *request.uri_mut() = self.parts.uri.clone();
+        *request.headers_mut() = std::mem::take(&mut self.parts.headers);
+        *request.version_mut() = Version::HTTP_2;
+        self.set_alarm();
+        let mut moved = 0;
+        let mut sending = pin!(stream.send(request));
+        let answer = poll_fn(|cx| match sending.as_mut().poll(cx) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            Poll::Pending => self.poll_overdue(cx, &mut moved).map(|()| None),
+        });
+        match answer.await {
+            None => Err(Failed { outcome: Outcome::UpstreamTimeout, again: None, stale: false }),
+            Some(Ok(response)) => {
+                upstream.succeeded();
+                self.answered(response.status().as_u16());
+                Ok(Reply::http2(self.account.take(), response, stream, local))
+            }
+            Some(Err(mut error)) => {
+                // What comes back was not sent at all: the endpoint closed or is going away.
+                let again = error.take_message().map(|request| {
+                    let (parts, body) = request.into_parts();
+                    self.parts.headers = parts.headers;
+                    body
+                });
+                Err(Failed { outcome: outcome_of_stream(error.error()), again, stale: stream.reused })
+            }
+        }
+    }
+
+    /// Turns the target into what HTTP/2 wants: absolute, with the authority in it and not in Host.
+    fn address_for_http2(&mut self, authority: &HeaderValue) -> Result<(), Outcome> {
+        self.parts.headers.remove(header::HOST);
+        if self.parts.uri.authority().is_some() {
+            return Ok(());
+        }
+        const REFUSED: Outcome = Outcome::Malformed("Host is not a name with an optional port");
+        let mut parts = std::mem::take(&mut self.parts.uri).into_parts();
+        parts.scheme = Some(uri::Scheme::HTTP);
+        parts.authority = Some(uri::Authority::try_from(authority.as_bytes()).map_err(|_| REFUSED)?);
+        parts.path_and_query.get_or_insert_with(|| uri::PathAndQuery::from_static("/"));
+        self.parts.uri = Uri::from_parts(parts).map_err(|_| REFUSED)?;
+        Ok(())
+    }
+}

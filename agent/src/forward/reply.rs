@@ -1,0 +1,276 @@
+//! The answer to a request on its way to the client, and the record that is closed when it has gone.
+
+use std::{
+    cell::Cell,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::net::TcpStream;
+
+use super::{answer, body::BodyError, h1, h2, tunnel::Passed};
+use crate::{
+    local::{Busy, Local, Upstream},
+    report::{
+        outcome::Outcome,
+        record::{OpenRequest, RequestRecord},
+    },
+};
+
+/// An answer.
+pub struct Reply {
+    /// Head and body. Of an upgrade only the head.
+    pub response: Response<ReplyBody>,
+    /// The other protocol, if the endpoint agreed to it.
+    pub tunnel: Option<Tunnel>,
+}
+
+/// A connection that speaks another protocol from now on.
+pub struct Tunnel {
+    /// To the endpoint.
+    pub stream: TcpStream,
+    /// What came already.
+    pub read: BytesMut,
+    account: Account,
+}
+
+/// The body of an answer.
+pub struct ReplyBody {
+    source: Source,
+    account: Account,
+}
+
+enum Source {
+    Own(Bytes),
+    Http1 { connection: Box<h1::Connection>, upstream: Rc<Upstream>, local: Rc<Local> },
+    Http2 { incoming: Incoming, stream: Option<h2::Stream>, local: Rc<Local> },
+}
+
+/// The open record of a request. Dropping it says that the client left.
+pub struct Account {
+    open: Option<OpenRequest>,
+    /// Bytes of the request's body.
+    pub upload: Option<Rc<Cell<u64>>>,
+    /// Bytes of the answer's body.
+    sent: u64,
+    grpc_status: Option<u8>,
+    /// Counts the request at the endpoint.
+    pub busy: Option<Busy>,
+}
+
+// === impl Account ===
+
+impl Account {
+    /// Of a request that has just begun.
+    pub fn new(open: OpenRequest, upload: Option<Rc<Cell<u64>>>) -> Self {
+        Self { open: Some(open), upload, sent: 0, grpc_status: None, busy: None }
+    }
+
+    /// Hands the record on; what stays behind is closed.
+    pub fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::closed())
+    }
+
+    fn closed() -> Self {
+        Self { open: None, upload: None, sent: 0, grpc_status: None, busy: None }
+    }
+
+    /// Fills in the record.
+    pub fn note(&mut self, fill: impl FnOnce(&mut RequestRecord)) {
+        if let Some(open) = &mut self.open {
+            open.note(fill);
+        }
+    }
+
+    /// Closes the record.
+    pub fn close(&mut self, outcome: Outcome) {
+        let Some(mut open) = self.open.take() else { return };
+        let (sent, grpc_status) = (self.sent, self.grpc_status);
+        let received = self.upload.as_ref().map_or(0, |upload| upload.get());
+        open.note(|record| {
+            record.sent = sent;
+            record.received = received;
+            record.grpc_status = record.grpc_status.or(grpc_status);
+            if let Some(attempt) = record.attempts.last_mut()
+                && attempt.outcome == Outcome::Dropped
+            {
+                attempt.took = attempt.started.elapsed();
+                attempt.outcome = outcome;
+            }
+        });
+        open.close(outcome);
+        self.busy = None;
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.close(Outcome::ClientClosed);
+    }
+}
+
+// === impl Reply ===
+
+impl Reply {
+    /// An answer of our own.
+    pub fn own(mut account: Account, outcome: Outcome, grpc: bool) -> Self {
+        let (status, headers, body) = answer::answer(outcome, grpc);
+        account.note(|record| {
+            record.status = status.as_u16();
+            record.grpc_status = answer::grpc_status(&headers);
+        });
+        account.sent = body.len() as u64;
+        account.close(outcome);
+        let mut response = Response::new(ReplyBody { source: Source::Own(body), account });
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        Self { response, tunnel: None }
+    }
+
+    /// An answer that an endpoint sends.
+    pub fn http1(
+        mut account: Account,
+        response: Response<()>,
+        connection: Box<h1::Connection>,
+        upstream: Rc<Upstream>,
+        local: &Rc<Local>,
+    ) -> Self {
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let (stream, read) = connection.into_parts();
+            let response = response.map(|()| ReplyBody::empty());
+            return Self { response, tunnel: Some(Tunnel { stream, read, account }) };
+        }
+        account.grpc_status = answer::grpc_status(response.headers());
+        if connection.is_answered() {
+            release(connection, &upstream, local.now());
+            account.close(Outcome::Complete);
+            let body = ReplyBody { source: Source::Own(Bytes::new()), account };
+            return Self { response: response.map(|()| body), tunnel: None };
+        }
+        let source = Source::Http1 { connection, upstream, local: local.clone() };
+        Self { response: response.map(|()| ReplyBody { source, account }), tunnel: None }
+    }
+
+    /// An answer that comes over HTTP/2.
+    pub fn http2(mut account: Account, response: Response<Incoming>, stream: h2::Stream, local: &Rc<Local>) -> Self {
+        account.grpc_status = answer::grpc_status(response.headers());
+        let body = |incoming: Incoming| {
+            let mut body =
+                ReplyBody { source: Source::Http2 { incoming, stream: Some(stream), local: local.clone() }, account };
+            body.settle();
+            body
+        };
+        Self { response: response.map(body), tunnel: None }
+    }
+}
+
+fn release(connection: Box<h1::Connection>, upstream: &Upstream, now: Instant) {
+    if connection.is_reusable() {
+        upstream.pool.put(connection, now);
+    }
+}
+
+// === impl Tunnel ===
+
+impl Tunnel {
+    /// Takes the connection out; the rest closes the record when it is told how the tunnel ended.
+    pub fn open(self) -> (TcpStream, BytesMut, TunnelAccount) {
+        (self.stream, self.read, TunnelAccount(self.account))
+    }
+}
+
+/// The open record of a tunnel.
+pub struct TunnelAccount(Account);
+
+impl TunnelAccount {
+    /// Closes the record.
+    pub fn close(mut self, passed: Passed) {
+        self.0.sent = passed.sent;
+        self.0.upload = Some(Rc::new(Cell::new(passed.received)));
+        self.0.close(passed.outcome);
+    }
+}
+
+// === impl ReplyBody ===
+
+impl ReplyBody {
+    fn empty() -> Self {
+        Self { source: Source::Own(Bytes::new()), account: Account::closed() }
+    }
+
+    /// Closes the record if the answer is complete, without waiting to be asked for what comes after the end.
+    fn settle(&mut self) {
+        match &mut self.source {
+            Source::Own(_) => return,
+            Source::Http1 { connection, .. } if !connection.is_answered() => return,
+            Source::Http2 { incoming, .. } if !incoming.is_end_stream() => return,
+            Source::Http1 { .. } => {
+                let own = Source::Own(Bytes::new());
+                if let Source::Http1 { connection, upstream, local } = std::mem::replace(&mut self.source, own) {
+                    release(connection, &upstream, local.now());
+                }
+            }
+            Source::Http2 { stream, local, .. } => {
+                if let Some(stream) = stream.take() {
+                    stream.end(local.now());
+                }
+            }
+        }
+        self.account.close(Outcome::Complete);
+    }
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let body = self.get_mut();
+        let frame = match &mut body.source {
+            Source::Own(bytes) if bytes.is_empty() => return Poll::Ready(None),
+            Source::Own(bytes) => return Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Source::Http1 { connection, local, .. } => ready!(connection.poll_frame(cx, &local.buffers)),
+            Source::Http2 { incoming, .. } => {
+                ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| frame.map_err(BodyError::Stream))
+            }
+        };
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    body.account.sent += data.len() as u64;
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    body.account.grpc_status = answer::grpc_status(trailers).or(body.account.grpc_status);
+                }
+                body.settle();
+            }
+            Some(Err(error)) => {
+                body.account.close(error.outcome_of_answer());
+                body.source = Source::Own(Bytes::new());
+            }
+            None => body.settle(),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Own(bytes) => bytes.is_empty(),
+            Source::Http1 { connection, .. } => connection.is_answered(),
+            Source::Http2 { incoming, .. } => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Source::Http1 { connection, .. } => connection.left().map_or_else(SizeHint::new, SizeHint::with_exact),
+            Source::Http2 { incoming, .. } => incoming.size_hint(),
+        }
+    }
+}
