@@ -2,7 +2,14 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use api::resource::settings::Settings;
+use api::{
+    proto::{
+        FILE_DESCRIPTOR_SET, discovery::discovery_service_server as discovery_service,
+        health::node_health_service_server as health_service, inspect::inspect_service_server as inspect_service,
+        node::node_status_service_server as node_service,
+    },
+    resource::settings::Settings,
+};
 use opentelemetry::metrics::MeterProvider as _;
 use runtime::{
     admin::{self, Admin},
@@ -11,11 +18,15 @@ use runtime::{
     telemetry::Component,
 };
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{Router, TcpIncoming};
+use tonic_reflection::server as reflection;
 
 use crate::{
     config::{Config, SourceConfig},
     control::Control,
+    grpc_health::GrpcHealth,
+    health::{self, Health},
+    inspect::{Inspect, Sources},
     metrics::Metrics,
     model::{
         endpoint::Reach,
@@ -23,7 +34,11 @@ use crate::{
         world::{self, Ownership},
     },
     snapshot::store::Store,
-    stream::{Discovery, codec::DiscoveryServer, nodes::Nodes},
+    stream::{
+        Discovery,
+        codec::DiscoveryServer,
+        nodes::{self, Nodes},
+    },
     watch::{self, Source, kube, manifest},
 };
 
@@ -85,23 +100,27 @@ type Ended = (&'static str, Result<(), Error>);
 /// [`Error::Listen`] for a port that cannot be had. What fails later is told by [`Running::wait`].
 pub async fn start(config: Config, telemetry: &Component, drain: drain::Watch) -> Result<Running, Error> {
     let discovery = listen("--discovery-listen", config.discovery_listen).await?;
-    let health = listen("--health-listen", config.health_listen).await?;
+    let asking = listen("--health-listen", config.health_listen).await?;
     let admin = listen("--admin-listen", config.admin_listen).await?;
     let local = |listener: &TcpListener, asked: SocketAddr| listener.local_addr().unwrap_or(asked);
 
     let readiness = Readiness::new();
-    let store = Arc::new(Store::new());
-    let nodes = Arc::new(Nodes::default());
-    let metrics = Metrics::new(&telemetry.meter_provider.meter("portico-gateway"), &store, &nodes);
+    let (store, nodes) = (Arc::new(Store::new()), Arc::new(Nodes::default()));
+    let meter = telemetry.meter_provider.meter("portico.control_plane");
+    let metrics = Metrics::new(&meter, &store, &nodes);
     let listed = readiness.latch("sources listed");
     let (control, catalog) = Control::new(model_config(&config), store.clone(), metrics, listed);
     let (batches, received) = mpsc::channel(BATCHES);
     let source = source(&config).await?;
     let replica_id: Arc<str> = format!("{:016x}", process_seed()).into();
+    let lease = config.cluster.node_lease;
+    let judged = health::Config { lease, replica_id: replica_id.clone() };
+    let (health, judge) = Health::new(judged, store.clone(), drain.clone());
+    health.observe(&meter);
 
     let mut running = Running {
         discovery: local(&discovery, config.discovery_listen),
-        health: local(&health, config.health_listen),
+        health: local(&asking, config.health_listen),
         admin: local(&admin, config.admin_listen),
         readiness: readiness.clone(),
         tasks: JoinSet::new(),
@@ -113,16 +132,23 @@ pub async fn start(config: Config, telemetry: &Component, drain: drain::Watch) -
         control.run(received).await;
         Ok(())
     });
+    running.until_drained("judge of nodes", async move {
+        judge.run().await;
+        Ok(())
+    });
+
+    let sources = Sources { store: store.clone(), nodes: nodes.clone(), catalog, health: health.clone() };
+    let admin_page = admin_page(readiness, telemetry, &sources);
+    let router = asking_router(sources, &drain);
+    running.serve("health server", std::future::ready(router), asking);
     let draining = drain.clone();
     let router = async move {
         // Connections wait meanwhile: an agent must know whose state it is sent.
         let cluster_uid = origin.cluster_uid().await.into();
-        let service = Discovery { store, nodes, cluster_uid, replica_id, drain: draining };
-        grpc_server().add_service(DiscoveryServer::new(service))
+        let discovery = Discovery { store, nodes, cluster_uid, replica_id, drain: draining };
+        grpc_server().add_service(DiscoveryServer::new(discovery)).add_service(health.node_status())
     };
     running.serve("discovery server", router, discovery);
-    drop((health, catalog));
-    let admin_page = Admin::new(readiness, telemetry.registry.clone());
     let watch = drain.clone();
     running.tasks.spawn(async move {
         admin::serve(admin, admin_page, watch).await;
@@ -137,6 +163,54 @@ fn grpc_server() -> tonic::transport::Server {
         .http2_keepalive_interval(Some(KEEPALIVE.0))
         .http2_keepalive_timeout(Some(KEEPALIVE.1))
         .tcp_nodelay(true)
+}
+
+/// Readiness, metrics, and what is on people's minds when something is odd.
+fn admin_page(readiness: Readiness, telemetry: &Component, sources: &Sources) -> Admin {
+    let (catalog, nodes) = (sources.catalog.clone(), sources.nodes.clone());
+    let problems = move || {
+        let catalog = catalog.borrow().clone();
+        let of_source = catalog.source_problems.iter().map(|problem| format!("{problem}\n"));
+        let of_objects = catalog
+            .problems
+            .iter()
+            .flat_map(|(object, problems)| problems.iter().map(move |problem| format!("{object}: {problem}\n")));
+        of_source.chain(of_objects).collect()
+    };
+    let streams = move || {
+        let line = |(node, stream): (String, nodes::Connected)| {
+            let state = if stream.open { "connected" } else { "gone" };
+            let (peer, revision, refused) = (&stream.peer, stream.acknowledged, stream.rejections.len());
+            format!("{node} {state} peer={peer} revision={revision} refused={refused} began={:?}\n", stream.resync)
+        };
+        nodes.list().into_iter().map(line).collect()
+    };
+    Admin::new(readiness, telemetry.registry.clone()).debug("problems", problems).debug("streams", streams)
+}
+
+/// What load balancers and people ask.
+fn asking_router(sources: Sources, drain: &drain::Watch) -> Router {
+    // Clients find out by themselves what can be asked, in the current form and in the one that older tools know.
+    let reflection = || reflection::Builder::configure().register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET);
+    let services = [
+        health_service::SERVICE_NAME,
+        inspect_service::SERVICE_NAME,
+        discovery_service::SERVICE_NAME,
+        node_service::SERVICE_NAME,
+    ];
+    let mut server = grpc_server();
+    let router = server
+        .add_service(sources.health.node_health())
+        .add_service(GrpcHealth::new(services, &sources.store, drain.clone()).server())
+        .add_service(Inspect::new(sources, drain.clone()).server());
+    let router = match reflection().build_v1() {
+        Ok(service) => router.add_service(service),
+        Err(error) => unreachable!("our own descriptors are complete: {error}"),
+    };
+    match reflection().build_v1alpha() {
+        Ok(service) => router.add_service(service),
+        Err(error) => unreachable!("our own descriptors are complete: {error}"),
+    }
 }
 
 async fn listen(option: &'static str, address: SocketAddr) -> Result<TcpListener, Error> {
@@ -213,7 +287,7 @@ impl Running {
     fn serve(
         &mut self,
         name: &'static str,
-        router: impl Future<Output = tonic::transport::server::Router> + Send + 'static,
+        router: impl Future<Output = Router> + Send + 'static,
         listener: TcpListener,
     ) {
         let mut drain = self.drain.clone();
