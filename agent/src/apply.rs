@@ -1,4 +1,5 @@
 //! From the discovery stream to a table: the control loop of an agent.
 
-pub mod compile;
 pub mod resources;
+pub mod compile;
+pub mod control;

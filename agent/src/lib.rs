@@ -21,7 +21,13 @@ pub mod forward;
 pub mod local;
 /// From a client to a decision.
 pub mod listen;
+/// Threads that serve.
+pub mod worker;
 /// From the discovery stream to a table.
 pub mod apply;
+/// What the agent says of itself.
+pub mod status;
 /// Options, as typed and as used.
 pub mod config;
+/// All parts put together.
+pub mod run;

@@ -5,3 +5,5 @@ pub mod open;
 pub mod socket;
 pub mod udp;
 pub mod http;
+pub mod tls;
+pub mod tcp;

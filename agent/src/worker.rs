@@ -123,7 +123,8 @@ impl Workers {
     /// Waits until a worker ends, which none does before it is drained.
     pub async fn failed(&mut self) {
         let ends = self.workers.iter_mut().map(|worker| &mut worker.ended);
-        futures::future::select_all(ends).await;
+        // How it ended is in the log; that it did is what matters here.
+        let _ended = futures::future::select_all(ends).await;
     }
 
     fn each(&self, command: impl Fn() -> Command) {
