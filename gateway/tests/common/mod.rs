@@ -1,5 +1,7 @@
 //! A gateway in this process, on free ports, and an agent that holds what it is sent.
 
+#![allow(dead_code, reason = "each test file is a crate of its own, and uses a part of this")]
+
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use api::{
@@ -33,7 +35,6 @@ struct Cli {
 /// A running gateway.
 pub struct Gateway {
     pub discovery: String,
-    #[allow(dead_code, reason = "not every test needs it")]
     pub health: String,
     pub readiness: runtime::ready::Readiness,
     pub registry: prometheus::Registry,
@@ -63,7 +64,6 @@ async fn start(directory: &Path, options: &[&str]) -> (Result<Running, Error>, C
 }
 
 /// Why a gateway does not start.
-#[allow(dead_code, reason = "not every test needs it")]
 pub async fn start_error(directory: &Path, options: &[&str]) -> String {
     start(directory, options).await.0.map(drop).expect_err("does not start").to_string()
 }
