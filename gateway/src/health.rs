@@ -21,6 +21,8 @@ pub mod board;
 pub mod judge;
 /// From boards to answers.
 pub mod service;
+#[cfg(test)]
+pub(crate) mod fixture;
 
 use std::{sync::Arc, time::Duration};
 

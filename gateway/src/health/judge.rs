@@ -294,3 +294,6 @@ pub fn count(board: &Board) -> [(State, u64); State::ALL.len()] {
         (state, nodes.count() as u64)
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -276,3 +276,6 @@ impl Place {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

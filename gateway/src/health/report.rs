@@ -265,3 +265,6 @@ impl Drop for Reporter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
