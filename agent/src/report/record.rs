@@ -207,7 +207,8 @@ pub struct OpenConnection {
     reporter: Rc<Reporter>,
     /// `None` once closed; [`OpenConnection::close`] consumes, so nobody sees that.
     record: Option<Box<ConnectionRecord>>,
-    _counted: Counted,
+    /// `None` within a connection that is counted already.
+    _counted: Option<Counted>,
 }
 
 /// An open request. Dropping it closes it as [`Outcome::Dropped`].
@@ -276,7 +277,7 @@ impl Reporter {
         Self { detail, ..self }
     }
 
-    /// Counts an HTTP connection. Those with a record of their own are counted by that.
+    /// Counts an HTTP connection. All others are counted by [`Reporter::connection`].
     pub fn count(self: &Rc<Self>, kind: FrontendKind) -> Counted {
         self.count_in(Slot::of(kind, false))
     }
@@ -287,9 +288,11 @@ impl Reporter {
         Counted { reporter: self.clone(), slot }
     }
 
-    /// Opens the record of a connection or flow.
+    /// Opens the record of a connection or flow. It is counted, unless `protocol` is `http`: those are counted by
+    /// [`Reporter::count`] when they come, and get a record only if they end before a request.
     pub fn connection(self: &Rc<Self>, downstream: Arc<Downstream>, protocol: &'static str) -> OpenConnection {
-        let counted = self.count_in(Slot::of(downstream.frontend, protocol == "udp"));
+        let slot = Slot::of(downstream.frontend, protocol == "udp");
+        let counted = (protocol != "http").then(|| self.count_in(slot));
         let record = ConnectionRecord {
             downstream,
             protocol,

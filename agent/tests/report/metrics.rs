@@ -152,6 +152,7 @@ fn what_is_open_is_exact_at_any_time() {
     let reporting = start_with(&component, node, AccessLog::Off, std::io::sink()).unwrap();
     let workers: Vec<_> = (0..2).map(|_| Rc::new(reporting.worker().into_reporter())).collect();
     let http = workers[0].count(FrontendKind::NodePort);
+    workers[0].connection(downstream(FrontendKind::NodePort), "http").close(Outcome::Malformed("no HTTP"));
     let tcp = workers[1].connection(downstream(FrontendKind::NodePort), "tcp");
     let udp = workers[1].connection(downstream(FrontendKind::ClusterIp), "udp");
     let call = workers[0].request(downstream(FrontendKind::NodePort), &Request::post("/").body(()).unwrap(), None);
