@@ -2,9 +2,29 @@
 
 /// What Portico, HAProxy and nginx spend on the same work.
 pub mod bench;
+/// Parts of the loopback range, each for one test at a time.
+pub mod net;
+/// Programs of others, and following what they say.
+pub mod tools;
 /// A plain client that says which address it comes from.
 pub mod client;
+/// HTTP/1.1 and HTTP/2 with bodies that are streams, and their digests.
+pub mod web;
+/// Backends that a test writes itself.
+pub mod backend;
+/// Servers that nobody here wrote, as child processes.
+pub mod server;
 /// The program itself, as child processes.
 pub mod binary;
+/// What a gateway knows, and waiting for it.
+pub mod inspector;
+/// Texts of manifests.
+pub mod manifests;
+/// Services with what is behind them, as texts of manifests.
+pub mod services;
+/// The numbers of an admin port.
+pub mod metrics;
+/// A gateway and agents as processes of their own.
+pub mod deployment;
 /// A whole Portico in one process.
 pub mod stack;

@@ -2,36 +2,27 @@
 //! side by side. Manifests are written with `127.N.` for the addresses; each stack has its own N.
 
 use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::atomic::{AtomicU8, Ordering},
-    time::Duration,
 };
 
-use api::proto::inspect::{
-    ListObjectsRequest, ListObjectsResponse, Object, ObjectKind, WatchObjectsRequest,
-    inspect_service_client::InspectServiceClient, object::Kind as Content,
-};
+use api::proto::inspect::{ListObjectsResponse, Object, ObjectKind};
 use clap::Parser;
 use portico_cli::standalone::{self, StandaloneArgs};
 use runtime::args::Problems;
 use tempfile::TempDir;
 use tokio::{sync::oneshot, task::JoinHandle};
-use tonic::transport::Channel;
 
-/// Nothing that a stack is asked to do takes this long; what does is reported with what was seen last.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-static NEXT: AtomicU8 = AtomicU8::new(10);
+use crate::{inspector::Inspector, net::Net};
 
 /// A running Portico.
 pub struct Stack {
-    net: u8,
+    /// Where it is.
+    pub net: Net,
     manifests: TempDir,
     stop: Option<oneshot::Sender<()>>,
     task: Option<JoinHandle<anyhow::Result<()>>>,
-    inspect: InspectServiceClient<Channel>,
+    inspector: Inspector,
 }
 
 #[derive(Parser)]
@@ -52,21 +43,19 @@ impl Stack {
     pub async fn start_with(manifests: &[(&str, &str)], options: &[&str]) -> Self {
         // It fails only if another stack of the process has installed it.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let net = NEXT.fetch_add(1, Ordering::Relaxed);
+        let net = Net::claim();
         let directory = tempfile::tempdir().expect("a temporary directory");
         for (name, text) in manifests {
-            let text = text.replace("127.N.", &format!("127.{net}."));
-            std::fs::write(directory.path().join(name), text).expect("a manifest can be written");
+            std::fs::write(directory.path().join(name), net.place(text)).expect("a manifest can be written");
         }
-        let gateway = format!("127.{net}.0.1");
         let mut line = vec!["portico".to_owned()];
         for (name, value) in [
             ("manifests", directory.path().display().to_string()),
-            ("discovery-listen", format!("{gateway}:18000")),
-            ("health-listen", format!("{gateway}:18001")),
-            ("admin-listen", format!("{gateway}:18080")),
-            ("service-cidr", format!("127.{net}.96.0/20")),
-            ("load-balancer-pool", format!("127.{net}.128.0/24")),
+            ("discovery-listen", net.at("0.1", 18_000).to_string()),
+            ("health-listen", net.at("0.1", 18_001).to_string()),
+            ("admin-listen", net.at("0.1", 18_080).to_string()),
+            ("service-cidr", net.place("127.N.96.0/20")),
+            ("load-balancer-pool", net.place("127.N.128.0/24")),
             ("workers", "2".to_owned()),
             ("drain-timeout", "3s".to_owned()),
         ] {
@@ -74,7 +63,7 @@ impl Stack {
                 line.push(format!("--{name}={value}"));
             }
         }
-        line.extend(options.iter().map(|option| option.replace("127.N.", &format!("127.{net}."))));
+        line.extend(options.iter().map(|option| net.place(option)));
         let options = Options::parse_from(line).standalone;
         let mut problems = Problems::new();
         let options = options.parse(&mut problems);
@@ -86,22 +75,20 @@ impl Stack {
             "the test is over"
         };
         let task = tokio::spawn(standalone::run_until(options.expect("no problem was reported"), stopped));
-        let endpoint = Channel::from_shared(format!("http://{gateway}:18001")).expect("a URL");
-        let inspect = InspectServiceClient::new(endpoint.connect_lazy());
-        let this = Self { net, manifests: directory, stop: Some(stop), task: Some(task), inspect };
+        let inspector = Inspector::new(net.at("0.1", 18_001));
+        let this = Self { net, manifests: directory, stop: Some(stop), task: Some(task), inspector };
         this.serving().await;
         this
     }
 
     /// An address of this stack: `ip("1.1")` is 127.N.1.1.
     pub fn ip(&self, rest: &str) -> IpAddr {
-        let address: Ipv4Addr = format!("127.{}.{rest}", self.net).parse().expect("two octets");
-        address.into()
+        self.net.ip(rest)
     }
 
     /// An address with port: `at("1.1", 80)` is 127.N.1.1:80.
     pub fn at(&self, rest: &str, port: u16) -> SocketAddr {
-        SocketAddr::new(self.ip(rest), port)
+        self.net.at(rest, port)
     }
 
     /// Path of a manifest.
@@ -111,7 +98,7 @@ impl Stack {
 
     /// Writes a manifest as editors do: a new file moved over the old one.
     pub fn write(&self, name: &str, text: &str) {
-        let text = text.replace("127.N.", &format!("127.{}.", self.net));
+        let text = self.net.place(text);
         let draft = self.manifests.path().join(format!(".{name}.draft"));
         std::fs::write(&draft, text).expect("a manifest can be written");
         std::fs::rename(&draft, self.path(name)).expect("a manifest can be moved");
@@ -122,87 +109,29 @@ impl Stack {
         std::fs::remove_file(self.path(name)).expect("the manifest is there");
     }
 
-    /// Lists the objects of a kind, with the problems of the source.
+    /// What the gateway knows.
+    pub fn inspector(&self) -> &Inspector {
+        &self.inspector
+    }
+
+    /// As [`Inspector::list`].
     pub async fn list(&self, kind: ObjectKind) -> ListObjectsResponse {
-        let request = ListObjectsRequest { kind: kind as i32, ..ListObjectsRequest::default() };
-        self.inspect.clone().list_objects(request).await.expect("the gateway answers").into_inner()
+        self.inspector.list(kind).await
     }
 
-    /// Waits until the objects of a kind are as expected; then until all agents have applied that.
+    /// As [`Inspector::until`].
     pub async fn until(&self, kind: ObjectKind, what: &str, done: impl Fn(&[Object]) -> bool) {
-        self.watch(kind, what, done).await;
-        self.serving().await;
+        self.inspector.until(kind, what, done).await;
     }
 
-    /// Waits until the ready endpoints of a Service are at these addresses, on all agents.
+    /// As [`Inspector::until_ready`].
     pub async fn until_ready(&self, service: &str, addresses: &[IpAddr]) {
-        let wanted: BTreeSet<String> = addresses.iter().map(ToString::to_string).collect();
-        let what = format!("{service} is served by {wanted:?}");
-        self.until(ObjectKind::Endpoint, &what, |objects| {
-            let ready = objects.iter().filter_map(|object| match &object.kind {
-                Some(Content::Endpoint(endpoint)) if endpoint.service == service && endpoint.ready => {
-                    Some(endpoint.address.clone())
-                }
-                _ => None,
-            });
-            ready.collect::<BTreeSet<_>>() == wanted
-        })
-        .await;
+        self.inspector.until_ready(service, addresses).await;
     }
 
-    /// Waits until there is an agent for each node, and all of them hold the newest state.
+    /// As [`Inspector::serving`].
     pub async fn serving(&self) {
-        let mut nodes = 0;
-        self.watch(ObjectKind::Node, "the nodes are listed", |objects| !objects.is_empty()).await;
-        for _ in self.list(ObjectKind::Node).await.objects {
-            nodes += 1;
-        }
-        self.watch(ObjectKind::Agent, "every agent is up to date", |objects| {
-            let current = objects.iter().filter(|object| match &object.kind {
-                Some(Content::Agent(agent)) => agent.connected && agent.behind == 0 && agent.acknowledged_resources > 0,
-                _ => false,
-            });
-            current.count() >= nodes
-        })
-        .await;
-    }
-
-    /// Follows a kind until its objects are as expected. Every step is an event of the gateway's watch.
-    async fn watch(&self, kind: ObjectKind, what: &str, done: impl Fn(&[Object]) -> bool) {
-        let mut seen = Vec::new();
-        let watched = tokio::time::timeout(PATIENCE, self.follow(kind, &mut seen, done)).await;
-        if watched.is_err() {
-            panic!("waited in vain until {what}; last seen: {seen:#?}");
-        }
-    }
-
-    async fn follow(&self, kind: ObjectKind, seen: &mut Vec<Object>, done: impl Fn(&[Object]) -> bool) {
-        use api::proto::inspect::watch_objects_response::Event;
-        loop {
-            let request = WatchObjectsRequest { kind: kind as i32, ..WatchObjectsRequest::default() };
-            // At the start the gateway may not listen yet; connecting again is the way to wait for it.
-            let Ok(response) = self.inspect.clone().watch_objects(request).await else {
-                tokio::task::yield_now().await;
-                continue;
-            };
-            let mut events = response.into_inner();
-            seen.clear();
-            let mut synced = false;
-            while let Ok(Some(event)) = events.message().await {
-                match event.event {
-                    Some(Event::Updated(object)) => {
-                        seen.retain(|known| known.key != object.key);
-                        seen.push(object);
-                    }
-                    Some(Event::Removed(key)) => seen.retain(|known| known.key.as_ref() != Some(&key)),
-                    Some(Event::Synced(_)) => synced = true,
-                    None => {}
-                }
-                if synced && done(seen) {
-                    return;
-                }
-            }
-        }
+        self.inspector.serving().await;
     }
 
     /// Ends the stack as a signal would, and waits until it has drained.
