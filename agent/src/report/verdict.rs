@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 
 use super::{
-    outcome::Outcome,
+    outcome::{Outcome, Side},
     record::{Attempt, Record, RequestRecord},
 };
 
@@ -74,9 +74,9 @@ pub fn request_failed(record: &RequestRecord) -> bool {
     }
 }
 
-/// `error.type` of an attempt, on the side of the client. That the client behind it left is no failure of the endpoint.
+/// `error.type` of an attempt, on the side of the client. What the client behind it did is no failure of the endpoint.
 pub fn attempt_error(record: &RequestRecord, attempt: &Attempt) -> Option<Cow<'static, str>> {
-    if attempt.outcome == Outcome::ClientClosed {
+    if attempt.outcome.side() == Side::Downstream {
         return None;
     }
     if let Some(error) = attempt.outcome.error_type() {

@@ -181,7 +181,7 @@ fn failures_are_those_of_the_side() {
         (|record| ended(record, Outcome::UpstreamClosed, 200), true, true, Some("connection_reset")),
         (|record| ended(record, Outcome::ClientClosed, 200), true, false, Some("client_closed")),
         (|record| ended(record, Outcome::ClientClosed, 499), true, false, Some("client_closed")),
-        (|record| ended(record, Outcome::Malformed("bad"), 400), false, true, Some("protocol_error")),
+        (|record| ended(record, Outcome::Malformed("bad"), 400), false, false, Some("protocol_error")),
         (|record| called(record, 5), false, true, None),
         (|record| called(record, 13), true, true, Some("INTERNAL")),
         (|record| ended(record, Outcome::Dropped, 0), true, true, Some("_OTHER")),
