@@ -154,7 +154,6 @@ pub async fn start(config: Config, telemetry: &Component, drain: drain::Watch) -
         admin::serve(admin, admin_page, watch).await;
         ("admin server", Ok(()))
     });
-    tracing::info!(discovery = %running.discovery, health = %running.health, admin = %running.admin, "listening");
     Ok(running)
 }
 

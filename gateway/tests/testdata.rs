@@ -23,6 +23,7 @@ use gateway::{
         object::{Event, Kind, Object, ObjectKey},
     },
 };
+use proptest::prelude::*;
 
 #[test]
 fn resources_and_problems_are_as_written() {
@@ -45,13 +46,96 @@ fn resources_and_problems_are_as_written() {
     assert!(different.is_empty(), "differs; look, and run again with UPDATE=1:\n{}", different.join("\n"));
 }
 
+/// What people write by mistake, or on purpose.
+const NASTY: [&str; 16] = [
+    "-1",
+    "0",
+    "65536",
+    "99999999999999999999",
+    "null",
+    "~",
+    "''",
+    "[]",
+    "{}",
+    "true",
+    "1.5",
+    "None",
+    "::1",
+    "300.1.1.1",
+    "\u{202e}",
+    "[{}]",
+];
+
+fn inputs() -> Vec<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
+    let entries = fs::read_dir(folder).expect("testdata");
+    entries.map(|entry| fs::read_to_string(entry.expect("an entry").path().join("in.yaml")).expect("in.yaml")).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever is done to a manifest, it is either refused with its place, or served as far as it makes sense.
+    #[test]
+    fn nothing_in_a_manifest_brings_the_gateway_down(
+        input in any::<prop::sample::Index>(),
+        edits in proptest::collection::vec((any::<prop::sample::Index>(), 0..3u8, any::<prop::sample::Index>()), 1..6),
+    ) {
+        let inputs = inputs();
+        let text = input.get(&inputs);
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        for (at, edit, nasty) in edits {
+            let at = at.index(lines.len());
+            match edit {
+                0 => drop(lines.remove(at)),
+                1 => lines.insert(at, lines[at].clone()),
+                _ => {
+                    // The value behind one of the line's colons.
+                    let line = lines[at].clone();
+                    let colons: Vec<usize> = line.match_indices(": ").map(|(offset, _)| offset + 2).collect();
+                    if let Some(start) = colons.get(nasty.index(colons.len().max(1))) {
+                        let end = line[*start..].find([',', '}', ']']).map_or(line.len(), |length| start + length);
+                        lines[at] = format!("{}{}{}", &line[..*start], nasty.get(&NASTY), &line[end..]);
+                    }
+                }
+            }
+            if lines.is_empty() {
+                break;
+            }
+        }
+        match parse(lines.join("\n").as_bytes()) {
+            Ok(parsed) => {
+                let mut objects: BTreeMap<ObjectKey, Object> = BTreeMap::new();
+                for (_, object) in parsed.objects {
+                    objects.entry(object.key()).or_insert_with(|| object.trimmed());
+                }
+                for from_cluster in [false, true] {
+                    let text = resources(objects.clone(), from_cluster);
+                    prop_assert!(text.starts_with("settings default\n"));
+                }
+            }
+            Err(error) => {
+                prop_assert!(error.line as usize <= lines.len() + 1, "{error}");
+                prop_assert!(!error.to_string().contains('\n'), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_bytes_are_too_strange_to_be_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        if let Err(error) = parse(&bytes) {
+            prop_assert!(error.line >= 1 && error.column >= 1, "{error}");
+        }
+    }
+}
+
 fn derive(input: &str) -> String {
     let parsed = parse(input.as_bytes()).expect("in.yaml parses");
-    let mut objects: BTreeMap<ObjectKey, Object> = BTreeMap::new();
-    for (_, object) in parsed.objects {
-        objects.insert(object.key(), object.trimmed());
-    }
-    let from_cluster = input.starts_with("# cluster\n");
+    let objects = parsed.objects.into_iter().map(|(_, object)| (object.key(), object.trimmed())).collect();
+    resources(objects, input.starts_with("# cluster\n"))
+}
+
+fn resources(mut objects: BTreeMap<ObjectKey, Object>, from_cluster: bool) -> String {
     let network = |text: &str| text.parse().expect("a network");
     let rules = Rules {
         service_cidrs: vec![network("127.96.0.0/16")],
@@ -95,6 +179,9 @@ fn render(derived: Derived, mut problems: ByObject) -> String {
     }
     let mut text = String::new();
     for (key, resource) in resources {
+        // What an agent would refuse must not be sent.
+        let decoded = Resource::decode(key.kind, resource.encode().into()).expect("an agent takes it");
+        assert_eq!(decoded.encode(), resource.encode());
         writeln!(text, "{key}").expect("a string takes everything");
         match resource {
             Resource::Service(service) => text += &service_lines(&service),

@@ -131,7 +131,7 @@ fn endpoints(world: &World, name: &NamespacedName) -> Vec<api::resource::endpoin
     else {
         return vec![];
     };
-    let kind = service::derive(name, object, &world.config.policy, &mut |_| {}).kind;
+    let kind = service::kind(object);
     if kind == ServiceType::ExternalName {
         return vec![];
     }

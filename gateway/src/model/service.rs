@@ -30,7 +30,7 @@ pub fn derive(
     let none = ServiceSpec::default();
     let spec = object.spec.as_ref().unwrap_or(&none);
     let annotations = annotation::of_service(object.metadata.annotations.as_ref(), report);
-    let kind = kind(spec);
+    let kind = kind(object);
     let proxied = !matches!(kind, ServiceType::Headless | ServiceType::ExternalName);
     let cluster_ips = if proxied { cluster_ips(spec) } else { vec![] };
     // Without a ClusterIP a Service is not served at all, neither at nodes (S2.1).
@@ -84,7 +84,9 @@ pub fn tls_secret(name: &NamespacedName, object: &v1::Service) -> Option<Namespa
     annotations.tls_secret.map(|secret| NamespacedName::new(name.namespace.clone(), secret))
 }
 
-fn kind(spec: &ServiceSpec) -> ServiceType {
+/// The type of a Service, with headless ones told apart.
+pub fn kind(object: &v1::Service) -> ServiceType {
+    let Some(spec) = &object.spec else { return ServiceType::ClusterIp };
     if spec.type_.as_deref() == Some("ExternalName") {
         return ServiceType::ExternalName;
     }
