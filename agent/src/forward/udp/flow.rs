@@ -12,7 +12,7 @@ use std::{
 };
 
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
-use tokio::{net::UdpSocket, sync::Notify, time::sleep};
+use tokio::{io::Interest, net::UdpSocket, sync::Notify, time::sleep};
 
 use super::FlowKey;
 use crate::{
@@ -125,7 +125,7 @@ impl Flow {
             tokio::select! {
                 biased;
                 () = self.ended.notified() => break self.end.get().unwrap_or(Outcome::Complete),
-                () = self.readable() => self.relay(&local, &listener),
+                () = self.ready() => self.relay(&local, &listener),
                 () = alarm.as_mut() => {
                     let (quiet, limit) = (local.now().saturating_duration_since(self.last.get()), self.limit(&local));
                     if quiet >= limit {
@@ -149,10 +149,11 @@ impl Flow {
         record.close(if draining { Outcome::Drained } else { outcome });
     }
 
-    async fn readable(&self) {
+    /// Waits for a reply, or for the news that there will be none.
+    async fn ready(&self) {
         match &self.way {
-            // An error is read like a datagram, and handled there.
-            Some(way) => drop(way.socket.readable().await),
+            // It fails only when the runtime ends, and this with it.
+            Some(way) => drop(way.socket.ready(Interest::READABLE | Interest::ERROR).await),
             None => pending().await,
         }
     }
@@ -160,21 +161,21 @@ impl Flow {
     fn relay(&self, local: &Local, listener: &UdpSocket) {
         let Some(way) = &self.way else { return };
         let client = SockAddr::from(self.key.client);
-        let received = local.flows.batch.borrow_mut().receive(&way.socket, way.backend.address.is_ipv6(), |_, reply| {
-            // As on the way there, what does not fit is lost.
-            if SockRef::from(listener).send_to(reply, &client).is_ok() {
-                self.sent.set(self.sent.get() + reply.len() as u64);
-            }
-            if !self.replied.replace(true) {
-                way.upstream.succeeded();
-            }
-            self.last.set(local.now());
-        });
-        match received {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => self.fail(local, Outcome::ConnectRefused),
-            Err(_) => self.fail(local, Outcome::ConnectFailed),
+        let received =
+            local.flows.batch.borrow_mut().receive(&way.socket, way.backend.address.is_ipv6(), |_, reply| {
+                // As on the way there, what does not fit is lost.
+                if SockRef::from(listener).send_to(reply, &client).is_ok() {
+                    self.sent.set(self.sent.get() + reply.len() as u64);
+                }
+                if !self.replied.replace(true) {
+                    way.upstream.succeeded();
+                }
+                self.last.set(local.now());
+            });
+        let error = received.err().filter(|error| error.kind() != io::ErrorKind::WouldBlock);
+        if let Some(error) = error.or_else(|| way.error()) {
+            let refused = error.kind() == io::ErrorKind::ConnectionRefused;
+            self.fail(local, if refused { Outcome::ConnectRefused } else { Outcome::ConnectFailed });
         }
     }
 
@@ -195,6 +196,16 @@ impl Flow {
     fn limit(&self, local: &Local) -> Duration {
         let (unreplied, replied) = local.limits.udp_idle_timeout;
         if self.replied.get() { replied } else { unreplied }
+    }
+}
+
+// === impl Way ===
+
+impl Way {
+    /// What ICMP said since the last call.
+    fn error(&self) -> Option<io::Error> {
+        let error = || self.socket.take_error()?.ok_or_else(|| io::ErrorKind::WouldBlock.into());
+        self.socket.try_io(Interest::ERROR, error).ok()
     }
 }
 
