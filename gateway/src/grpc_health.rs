@@ -110,3 +110,6 @@ impl Health for GrpcHealth {
         Ok(Response::new(told.boxed()))
     }
 }
+
+#[cfg(test)]
+mod tests;

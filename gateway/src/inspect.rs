@@ -94,3 +94,6 @@ impl InspectService for Inspect {
         Ok(Response::new(follow::start(self.sources.clone(), filter, self.drain.clone())))
     }
 }
+
+#[cfg(test)]
+mod tests;

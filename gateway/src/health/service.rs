@@ -160,3 +160,6 @@ impl NodeHealthService for NodeHealths {
         Ok(self.start(query, request))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -166,3 +166,6 @@ impl<Q: Query> Cursor<Q> {
         (!Q::standing(&item).is_worse_than(standing)).then_some(until)
     }
 }
+
+#[cfg(test)]
+mod tests;
