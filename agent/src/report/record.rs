@@ -273,8 +273,9 @@ impl Reporter {
 
     /// Whether all records carry what only logs show. Without it those that are not sampled spare the copies of URI and
     /// headers, and do not keep the buffers alive that these are slices of.
-    pub fn with_detail(self, detail: bool) -> Self {
-        Self { detail, ..self }
+    pub fn with_detail(mut self, detail: bool) -> Self {
+        self.detail = detail;
+        self
     }
 
     /// Counts an HTTP connection. All others are counted by [`Reporter::connection`].
@@ -375,6 +376,13 @@ impl Reporter {
         if full {
             self.flush();
         }
+    }
+}
+
+impl Drop for Reporter {
+    /// Records that close with their worker, because their tasks are dropped with it, come after its last tick.
+    fn drop(&mut self) {
+        self.flush();
     }
 }
 

@@ -114,6 +114,20 @@ fn records_are_handed_over_by_batches_or_at_a_tick() {
 }
 
 #[test]
+fn what_ends_with_its_worker_is_handed_over() {
+    let (sender, receiver) = std::sync::mpsc::sync_channel(4);
+    let shard = Arc::new(Shard::default());
+    let reporter = Rc::new(Reporter::new(sender, shard.clone(), TraceState::new(Sampling::OFF)));
+    let flow = reporter.connection(downstream(FrontendKind::ClusterIp), "udp");
+    drop(reporter);
+    drop(flow);
+    let batch = receiver.try_recv().unwrap();
+    let Record::Connection(record) = &batch[0] else { panic!("{batch:?}") };
+    assert_eq!((batch.len(), record.protocol, record.outcome), (1, "udp", Outcome::Dropped));
+    assert_eq!(shard.closed.load(std::sync::atomic::Ordering::Relaxed), 1);
+}
+
+#[test]
 fn only_what_will_be_read_is_kept() {
     for (detail, ratio, kept) in [(true, 0.0, true), (false, 0.0, false), (false, 1.0, true)] {
         let (sender, receiver) = std::sync::mpsc::sync_channel(4);
