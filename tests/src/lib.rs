@@ -10,6 +10,8 @@ pub mod tools;
 pub mod client;
 /// HTTP/1.1 and HTTP/2 with bodies that are streams, and their digests.
 pub mod web;
+/// Certificates that a test issues, and clients that trust one of them only.
+pub mod certificate;
 /// Backends that a test writes itself.
 pub mod backend;
 /// Servers that nobody here wrote, as child processes.
@@ -24,7 +26,13 @@ pub mod manifests;
 pub mod services;
 /// The numbers of an admin port.
 pub mod metrics;
+/// `portico get`, as people run it.
+pub mod get;
+/// A steady load, and what became of each request.
+pub mod load;
 /// A gateway and agents as processes of their own.
 pub mod deployment;
+/// `portico standalone` as a process of its own.
+pub mod standalone;
 /// A whole Portico in one process.
 pub mod stack;
