@@ -149,6 +149,11 @@ impl Connection {
         matches!(self.uploading, Uploading::Broken) || (self.uploading == Uploading::Sent && self.outbox.is_empty())
     }
 
+    /// The rest of the request's body has not come from the client yet, and all that has was written.
+    pub fn awaits_client(&self) -> bool {
+        matches!(self.uploading, Uploading::Length(_) | Uploading::Chunked) && self.outbox.is_empty()
+    }
+
     /// Moves the request along and reads the head of the answer. `interim` gets the informational ones before it.
     pub fn poll_answer(
         &mut self,

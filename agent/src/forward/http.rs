@@ -337,7 +337,9 @@ impl Exchange<'_> {
         let answer = poll_fn(|cx| {
             let answer = connection.poll_answer(cx, &local.buffers, &self.parts.method, &mut *interim);
             if answer.is_pending() && self.poll_overdue(cx, &mut moved).is_ready() {
-                return Poll::Ready(Err(h1::NoAnswer { outcome: Outcome::UpstreamTimeout, silent: true }));
+                let late = connection.awaits_client();
+                let outcome = if late { Outcome::IdleTimeout } else { Outcome::UpstreamTimeout };
+                return Poll::Ready(Err(h1::NoAnswer { outcome, silent: true }));
             }
             answer
         })

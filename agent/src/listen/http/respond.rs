@@ -109,8 +109,9 @@ pub async fn body<IO: AsyncRead + AsyncWrite + Unpin>(
         loop {
             let awaited = poll_fill(cx, wire, body.as_mut(), &mut rest);
             let wire = &mut *wire.borrow_mut();
-            if let Poll::Ready(Err(_)) = awaited {
-                return Poll::Ready(Err(Aborted));
+            if matches!(awaited, Poll::Ready(Err(_))) {
+                // What came before the failure still goes out; that the rest is missing shows at the end.
+                rest = Rest::Missing;
             }
             match wire.poll_write(cx) {
                 Poll::Ready(Ok(())) => {
@@ -126,8 +127,10 @@ pub async fn body<IO: AsyncRead + AsyncWrite + Unpin>(
                     return alarm.poll(cx).map(|()| Err(Aborted));
                 }
             }
-            if matches!(rest, Rest::Nothing) {
-                return Poll::Ready(Ok(()));
+            match rest {
+                Rest::Nothing => return Poll::Ready(Ok(())),
+                Rest::Missing => return Poll::Ready(Err(Aborted)),
+                Rest::Length(_) | Rest::Chunked | Rest::UntilClose => {}
             }
             if awaited.is_pending() {
                 return wire.poll_gone(cx, local).map(|()| Err(Aborted));
@@ -141,6 +144,8 @@ pub async fn body<IO: AsyncRead + AsyncWrite + Unpin>(
 #[derive(Clone, Copy, Debug)]
 enum Rest {
     Nothing,
+    /// More, which will not come.
+    Missing,
     Length(u64),
     Chunked,
     UntilClose,
@@ -154,7 +159,7 @@ fn poll_fill<IO: AsyncRead + AsyncWrite + Unpin>(
     rest: &mut Rest,
 ) -> Poll<io::Result<()>> {
     // The body may read the request's body from the wire, so the wire is not held while it is asked.
-    while !matches!(rest, Rest::Nothing) && !wire.borrow().outbox.is_due() {
+    while !matches!(rest, Rest::Nothing | Rest::Missing) && !wire.borrow().outbox.is_due() {
         let frame = ready!(body.as_mut().poll_frame(cx)).transpose().map_err(io::Error::other)?;
         let ended = frame.is_none() || body.is_end_stream();
         let outbox = &mut wire.borrow_mut().outbox;
@@ -183,7 +188,7 @@ fn push(
     };
     let length = data.len() as u64;
     match rest {
-        Rest::Nothing => {}
+        Rest::Nothing | Rest::Missing => {}
         Rest::Length(left) => {
             *left = left.checked_sub(length).ok_or(io::ErrorKind::InvalidData)?;
             if !data.is_empty() {
