@@ -130,6 +130,7 @@ impl Judge {
             let entry = NodeEntry::next(said, before, revision);
             if entry.revision == revision {
                 board.nodes_revision = revision;
+                log(name, before, &entry);
             }
             nodes.insert(name.clone(), entry);
         }
@@ -222,6 +223,16 @@ impl Judge {
             let entry = ServiceEntry::next(target.clone(), faults, before, revision);
             board.services.insert(name, entry);
         }
+    }
+}
+
+/// Logs another state of a node. What is told of a node for the first time is no news.
+fn log(node: &str, before: Option<&Arc<NodeEntry>>, entry: &NodeEntry) {
+    let Some(before) = before.map(|before| &before.said.verdict) else { return };
+    let after = &entry.said.verdict;
+    if before.state != after.state {
+        let (from, to, reason) = (before.state.label(), after.state.label(), &*after.reason);
+        tracing::info!(node, from, to, reason, "another verdict on a node");
     }
 }
 

@@ -95,7 +95,8 @@ impl Follower {
             let changed = tokio::select! {
                 changed = revisions.changed() => changed,
                 changed = catalog.changed(), if !of_agents => changed,
-                changed = boards.changed(), if of_nodes => changed,
+                // Verdicts tell when leases end, which is when the last word of an agent is over.
+                changed = boards.changed(), if of_nodes || of_agents => changed,
                 changed = nodes.changed(), if of_nodes || of_agents => changed,
                 changed = reports.changed(), if of_agents => changed,
                 () = self.outbox.closed() => return Err(Gone),

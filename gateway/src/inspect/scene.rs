@@ -1,6 +1,6 @@
 //! One look at everything, and how each kind of object is seen in it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use api::{
     delta::{frame::View as _, server::Resync},
@@ -12,6 +12,7 @@ use api::{
 };
 use bytes::Bytes;
 use prost::Message as _;
+use tokio::time::Instant;
 
 use super::{Sources, problems};
 use crate::{
@@ -50,6 +51,9 @@ pub struct Scene {
     board: Option<Arc<Board>>,
     connected: BTreeMap<String, Connected>,
     reports: BTreeMap<Arc<str>, Report>,
+    /// How long a report counts.
+    term: Duration,
+    at: Instant,
     revision: u64,
 }
 
@@ -121,6 +125,8 @@ impl Scene {
             board: sources.health.boards.borrow().clone(),
             connected: if with_agents { sources.nodes.list() } else { BTreeMap::new() },
             reports: if kind == ObjectKind::Agent { sources.health.reports.list() } else { BTreeMap::new() },
+            term: sources.health.reports.term(),
+            at: Instant::now(),
             revision: *sources.store.revisions().borrow(),
         }
     }
@@ -204,10 +210,14 @@ impl Scene {
         if let Some(status) = report.map(|report| &report.status) {
             agent.instance_id = status.instance_id.clone();
             agent.version = status.agent_version.clone();
-            agent.state = status.state;
             agent.acknowledged_resources = status.held.iter().map(|held| held.resource_count).sum();
             agent.faults = status.faults.clone();
             agent.open_listeners = status.open_listeners;
+        }
+        // The last word of an agent says nothing of now once its lease is over.
+        let spoken = report.filter(|report| report.heard.end(self.term) > self.at);
+        if let Some(report) = spoken {
+            agent.state = report.status.state;
         }
         Some(agent)
     }

@@ -6,7 +6,7 @@ use api::{
         inspect::{
             AgentState, NodeState, Object, ObjectKey as WireKey, object::Kind as Content, watch_objects_response::Event,
         },
-        node::NodeServingState::{Draining, Serving},
+        node::NodeServingState::{self, Draining, Serving},
     },
     resource::{Key, Kind, service::TrafficPolicy},
 };
@@ -49,9 +49,13 @@ async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
 
 impl Gateway {
     fn start(changes: impl IntoIterator<Item = Change>) -> Self {
+        Self::with_lease(Duration::from_secs(3600), changes)
+    }
+
+    fn with_lease(lease: Duration, changes: impl IntoIterator<Item = Change>) -> Self {
         let store = Arc::new(Store::new());
         let (trigger, drain) = drain::channel();
-        let config = Config { lease: Duration::from_secs(3600), replica_id: "r".into() };
+        let config = Config { lease, replica_id: "r".into() };
         let (health, judge) = Health::new(config, store.clone(), drain.clone());
         tokio::spawn(judge.run());
         let (catalog, receiver) = watch::channel(Catalog::default());
@@ -272,4 +276,15 @@ async fn agents_show_what_is_known_from_both_of_their_streams() {
     drop(entry);
     reader.until("the end of the stream", |reader| !reader.agent("n1").unwrap().connected).await;
     assert_eq!(gateway.names(ObjectKind::Agent, "", "").await, ["n1"], "it is remembered");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_word_of_an_agent_is_over_with_its_lease() {
+    let gateway = Gateway::with_lease(Duration::from_secs(15), [set(node("n1"))]);
+    let health = gateway.inspect.sources.health.clone();
+    let _reporter = health.reports.open(request(status("n1", "a", Serving)), Moment::now()).unwrap();
+    let mut reader = gateway.watch(ObjectKind::Agent).await;
+    reader.until("the report", |reader| reader.agent("n1").is_some_and(|agent| agent.state() == Serving)).await;
+    let is_over = |reader: &Reader| reader.agent("n1").unwrap().state() == NodeServingState::Unspecified;
+    reader.until("the end of the lease", is_over).await;
 }

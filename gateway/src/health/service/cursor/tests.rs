@@ -134,7 +134,7 @@ fn a_token_that_is_too_old_or_of_another_selection_starts_anew() {
     let mut scene = Scene::of(&["n1"], Duration::ZERO);
     scene.told(0);
     let token = scene.cursor.token("r");
-    for index in 0..2000 {
+    for index in 0..1100 {
         let name = format!("x{index}");
         scene.store.commit([set(node(&name))]);
         scene.board();

@@ -192,6 +192,14 @@ async fn a_service_watch_tells_of_backends_and_faults() {
     assert_eq!(next(HealthState::Unhealthy).await, ("PORT_IN_USE".to_owned(), 0));
     agent.say(Draining).await;
     assert_eq!(next(HealthState::Draining).await, ("AGENT_DRAINING".to_owned(), 0));
+    replica.store.commit([Change::Remove(Key::new(Kind::Service, "default/web"))]);
+    let removed = loop {
+        let event = soon("the removal", watch.message()).await.unwrap().expect("the watch goes on").event;
+        if let Some(ServiceEvent::Removed(name)) = event {
+            break name;
+        }
+    };
+    assert_eq!(removed, "namespaces/default/services/web");
 }
 
 #[tokio::test]
