@@ -3,7 +3,10 @@
 //! Names follow the OpenTelemetry semantic conventions 1.44; what these do not know is under `portico.`. Addresses under
 //! `network.` are those of the socket, those under `client.` belong to whoever sent the request through any trusted hop.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use super::{
     method,
@@ -21,6 +24,10 @@ const USER_AGENT: usize = 256;
 pub trait Visit {
     /// A text from outside.
     fn text(&mut self, key: &'static str, value: &str);
+    /// A name that is held elsewhere as well.
+    fn shared(&mut self, key: &'static str, value: &Arc<str>) {
+        self.text(key, value);
+    }
     /// One of a closed set of words.
     fn word(&mut self, key: &'static str, value: &'static str) {
         self.text(key, value);
@@ -126,8 +133,8 @@ pub fn request_attempt(record: &RequestRecord, attempt: &Attempt, resend: usize,
         visit.text("url.full", &full);
         visit.text("server.address", &host);
         visit.number("server.port", target.port.into());
-        visit.text("service.peer.name", &target.service.name);
-        visit.text("service.peer.namespace", &target.service.namespace);
+        visit.shared("service.peer.name", &target.service.name);
+        visit.shared("service.peer.namespace", &target.service.namespace);
     }
     if resend > 0 {
         visit.number("http.request.resend_count", resend as i64);
@@ -148,8 +155,8 @@ pub fn request_attempt(record: &RequestRecord, attempt: &Attempt, resend: usize,
 pub fn connection_attempt(record: &ConnectionRecord, attempt: &Attempt, visit: &mut impl Visit) {
     visit.word("network.transport", transport(record.protocol));
     if let Some(target) = &record.target {
-        visit.text("service.peer.name", &target.service.name);
-        visit.text("service.peer.namespace", &target.service.namespace);
+        visit.shared("service.peer.name", &target.service.name);
+        visit.shared("service.peer.namespace", &target.service.namespace);
     }
     if let Some(error) = connect_error(attempt) {
         visit.word("error.type", error);
@@ -233,8 +240,8 @@ fn sockets(downstream: &Downstream, transport: &'static str, visit: &mut impl Vi
 
 fn target(target: Option<&Target>, visit: &mut impl Visit) {
     let Some(target) = target else { return };
-    visit.text("portico.backend.service.name", &target.service.name);
-    visit.text("portico.backend.service.namespace", &target.service.namespace);
+    visit.shared("portico.backend.service.name", &target.service.name);
+    visit.shared("portico.backend.service.namespace", &target.service.namespace);
     visit.number("portico.backend.service.port", target.port.into());
     let key_source = match &target.balance {
         Balance::Hash(HashKey::Client) => "client_ip",

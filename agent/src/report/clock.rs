@@ -1,9 +1,6 @@
 //! Instants as times of day, and those as text.
 
-use std::{
-    io::Write,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// One moment on both clocks. Records carry instants, which cannot go backwards while somebody sets the clock; they are
 /// read against a moment close by, so that all times of one record agree.
@@ -39,9 +36,28 @@ pub fn write_rfc3339(time: SystemTime, out: &mut Vec<u8>) {
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let (year, month, day) = civil(days);
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    let millis = since.subsec_millis();
-    // Writing to a vector does not fail.
-    let _ = write!(out, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z");
+    let millis = since.subsec_millis().into();
+    let parts =
+        [(year, 4, b'-'), (month, 2, b'-'), (day, 2, b'T'), (hour, 2, b':'), (minute, 2, b':'), (second, 2, b'.')];
+    for (number, width, after) in parts {
+        digits(number, width, out);
+        out.push(after);
+    }
+    digits(millis, 3, out);
+    out.push(b'Z');
+}
+
+/// Decimal digits, with zeros in front to fill `width`, which is at most 20. Log lines are mostly numbers, and formatting
+/// by the standard library would be most of their cost.
+pub fn digits(mut number: u64, width: usize, out: &mut Vec<u8>) {
+    let mut text = [b'0'; 20];
+    let mut at = text.len();
+    while number > 0 {
+        at -= 1;
+        text[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+    }
+    out.extend_from_slice(&text[at.min(text.len() - width)..]);
 }
 
 /// Days since 1970-01-01 as year, month and day. The year is counted from March, which puts the leap day last; a cycle of

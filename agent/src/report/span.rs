@@ -4,6 +4,7 @@
 use std::{
     borrow::Cow,
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -191,6 +192,10 @@ impl KeyValues {
 impl Visit for KeyValues {
     fn text(&mut self, key: &'static str, value: &str) {
         self.0.push(KeyValue::new(key, value.to_owned()));
+    }
+
+    fn shared(&mut self, key: &'static str, value: &Arc<str>) {
+        self.0.push(KeyValue::new(key, value.clone()));
     }
 
     fn word(&mut self, key: &'static str, value: &'static str) {
