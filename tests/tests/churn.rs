@@ -1,0 +1,178 @@
+//! Manifests change while traffic runs: no request fails that a live endpoint could have answered, every change shows soon,
+//! and `portico get` says the same.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use api::proto::inspect::ObjectKind;
+use tests::{
+    client::Client,
+    get,
+    load::Load,
+    manifests::{Pod, node, node_port},
+    stack::Stack,
+};
+use tokio::net::TcpStream;
+
+/// Nobody waits longer than this for a change; what is usual is printed.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Requests without an answer of a Pod that show it is gone: one of four Pods is missed by chance with 0.75 to this power.
+const QUIET: usize = 80;
+
+struct Churn {
+    stack: Stack,
+    load: Load,
+    pods: Vec<Pod>,
+    took: Vec<(&'static str, Duration)>,
+}
+
+impl Churn {
+    /// Writes Pods and their Service as one file, which is one change.
+    fn write(&self, port: &str) -> Instant {
+        let pods: String = self.pods.iter().map(|pod| pod.text()).collect();
+        let at = Instant::now();
+        self.stack.write("app.yaml", &(pods + &node_port("web", port, 30_080)));
+        at
+    }
+
+    /// Notes how long after the write a change showed.
+    fn note(&mut self, what: &'static str, written: Instant, shown: Instant) {
+        let took = shown.duration_since(written);
+        assert!(took < LIMIT, "{what}: seen {took:?} after the write");
+        self.took.push((what, took));
+    }
+
+    /// `portico get endpoints` lists these as ready.
+    async fn agrees(&self) {
+        let ready = self.pods.iter().filter(|pod| pod.ready);
+        let mut wanted: Vec<String> = ready.map(|pod| self.stack.ip(&format!("2.{}", pod.last)).to_string()).collect();
+        wanted.sort();
+        let shown = get::json(self.stack.at("0.1", 18_001), &["endpoints", "web"]).await;
+        let endpoints = shown["endpoints"].as_array().expect("a list");
+        let ready = endpoints.iter().filter(|endpoint| endpoint["conditions"]["ready"] == true);
+        let mut listed: Vec<&str> = ready.map(|endpoint| endpoint["addresses"][0].as_str().expect("text")).collect();
+        listed.sort_unstable();
+        assert_eq!(listed, wanted, "{shown}");
+    }
+}
+
+/// When an address first takes connections, or first refuses them.
+async fn reachable(address: SocketAddr, wanted: bool) -> Instant {
+    let wait = async {
+        while TcpStream::connect(address).await.is_ok() != wanted {
+            tokio::task::yield_now().await;
+        }
+        Instant::now()
+    };
+    let waited = tokio::time::timeout(LIMIT * 2, wait).await;
+    waited.unwrap_or_else(|_| panic!("{address} should take connections: {wanted}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_fails_while_manifests_change() {
+    let nodes = node("node-a", 1) + &node("node-b", 2) + &node("node-c", 3);
+    let pods = vec![Pod::new(1, "node-a"), Pod::new(2, "node-b"), Pod::new(3, "node-c")];
+    let app: String = pods.iter().map(|pod| pod.text()).collect();
+    let app = app + &node_port("web", "http", 30_080);
+    let stack = Stack::start(&[("nodes.yaml", &nodes), ("app.yaml", &app)]).await;
+    let addresses: Vec<_> = (1..=3).map(|last| stack.ip(&format!("2.{last}"))).collect();
+    stack.until_ready("web", &addresses).await;
+    let clients: Vec<_> = (1..=12)
+        .map(|last| (stack.ip(&format!("9.{last}")), stack.at(&format!("1.{}", last % 3 + 1), 30_080)))
+        .collect();
+    let load = Load::start(200, "web", &clients);
+    let mut churn = Churn { stack, load, pods, took: Vec::new() };
+    churn.load.more(100).await;
+
+    churn.pods.retain(|pod| pod.last != 3);
+    let written = churn.write("http");
+    let last = churn.load.last_answer("web-3", written, QUIET).await;
+    churn.note("Pod deleted", written, last);
+    churn.agrees().await;
+
+    churn.pods.extend([Pod::new(4, "node-c"), Pod::new(5, "node-a")]);
+    let written = churn.write("http");
+    for name in ["web-4", "web-5"] {
+        let first = churn.load.first_answer(name, written).await;
+        churn.note("Pod added", written, first);
+    }
+    churn.agrees().await;
+
+    churn.pods[0].ready = false;
+    let written = churn.write("http");
+    let last = churn.load.last_answer("web-1", written, QUIET).await;
+    churn.note("readiness lost", written, last);
+    churn.agrees().await;
+    churn.pods[0].ready = true;
+    let written = churn.write("http");
+    let first = churn.load.first_answer("web-1", written).await;
+    churn.note("readiness gained", written, first);
+    churn.agrees().await;
+
+    // The Service names the port, so that its Pods and it have to change together.
+    churn.pods.iter_mut().for_each(|pod| pod.port = "renamed");
+    churn.write("renamed");
+    churn.load.more(100).await;
+    churn.pods.push(Pod { port: "renamed", ..Pod::new(6, "node-b") });
+    let written = churn.write("renamed");
+    let first = churn.load.first_answer("web-6", written).await;
+    churn.note("Pod with a renamed port added", written, first);
+    churn.agrees().await;
+
+    let own = churn.stack.at("1.2", 30_099);
+    assert!(TcpStream::connect(own).await.is_err(), "{own} is not open yet");
+    let written = Instant::now();
+    churn.stack.write("second.yaml", &node_port("second", "renamed", 30_099));
+    let opened = reachable(own, true).await;
+    churn.note("NodePort Service added", written, opened);
+    let mut client = Client::connect(churn.stack.ip("9.77"), own).await.expect("it is open");
+    assert_eq!(client.get("second", "/").await.expect("an answer").status, 200);
+    let services = get::json(churn.stack.at("0.1", 18_001), &["services", "second"]).await;
+    assert_eq!(services["spec"]["ports"][0]["nodePort"], 30_099);
+    let written = Instant::now();
+    churn.stack.remove("second.yaml");
+    let closed = reachable(own, false).await;
+    churn.note("NodePort Service removed", written, closed);
+    let services = get::json(churn.stack.at("0.1", 18_001), &["services"]).await;
+    let names: Vec<&str> = services["items"].as_array().expect("a list").iter().map(name).collect();
+    assert_eq!(names, ["web"]);
+
+    // A file that broke keeps its last good content, and says where it is broken.
+    let written = Instant::now();
+    churn.stack.write("app.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: web\nspec: [\u{0}\n");
+    let problems = async |broken: bool| {
+        while churn.stack.list(ObjectKind::Service).await.problems.is_empty() == broken {
+            tokio::task::yield_now().await;
+        }
+        Instant::now()
+    };
+    let reported = tokio::time::timeout(LIMIT * 2, problems(true)).await.expect("the broken file is reported");
+    let (_, warnings) = get::text(churn.stack.at("0.1", 18_001), &["services"]).await;
+    assert!(warnings.contains("app.yaml") && warnings.contains("line "), "{warnings}");
+    churn.note("garbage reported", written, reported);
+    churn.agrees().await;
+    churn.load.more(100).await;
+    churn.pods.retain(|pod| pod.last != 2);
+    let written = churn.write("renamed");
+    let last = churn.load.last_answer("web-2", written, QUIET).await;
+    churn.note("garbage mended, Pod deleted", written, last);
+    let (_, warnings) = get::text(churn.stack.at("0.1", 18_001), &["services"]).await;
+    assert_eq!(warnings, "");
+    churn.agrees().await;
+
+    let failures = churn.load.failures();
+    assert!(failures.is_empty(), "of {} requests failed: {failures:#?}", churn.load.requests());
+    eprintln!("{} requests, none failed; from the write to what clients see:", churn.load.requests());
+    for (what, took) in &churn.took {
+        eprintln!("  {:>5} ms  {what}", took.as_millis());
+    }
+    drop(churn.load);
+    churn.stack.stop().await;
+}
+
+fn name(item: &serde_json::Value) -> &str {
+    item["metadata"]["name"].as_str().expect("a name")
+}
