@@ -8,8 +8,9 @@ use std::{
 
 use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader, Lines},
-    process::{Child, ChildStdout, Command},
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+    sync::mpsc,
 };
 
 /// No program is silent for this long while something is expected of it.
@@ -65,7 +66,7 @@ pub async fn run(command: &mut Command) -> (Option<i32>, String, String) {
 #[derive(Debug)]
 pub struct Talker {
     _child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
+    lines: mpsc::UnboundedReceiver<String>,
     said: Vec<String>,
 }
 
@@ -83,7 +84,17 @@ impl Talker {
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let stdout = child.stdout.take().expect("standard output is a pipe");
-        Self { _child: child, lines: BufReader::new(stdout).lines(), said: Vec::new() }
+        let (say, lines) = mpsc::unbounded_channel();
+        // Its output is read whether somebody listens or not: it must not have to wait with a full pipe.
+        tokio::spawn(async move {
+            let mut all = BufReader::new(stdout).lines();
+            while let Ok(Some(line)) = all.next_line().await {
+                if say.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { _child: child, lines, said: Vec::new() }
     }
 
     /// The next line.
@@ -91,10 +102,8 @@ impl Talker {
     /// # Panics
     /// When there is none in time, with what was said before.
     pub async fn line(&mut self) -> String {
-        let line = match tokio::time::timeout(PATIENCE, self.lines.next_line()).await {
-            Ok(line) => line.expect("a line of text"),
-            Err(_) => panic!("silence after {:#?}", self.last_words()),
-        };
+        let line = tokio::time::timeout(PATIENCE, self.lines.recv()).await;
+        let line = line.unwrap_or_else(|_| panic!("silence after {:#?}", self.last_words()));
         let line = line.unwrap_or_else(|| panic!("the program ended after {:#?}", self.last_words()));
         self.said.push(line.clone());
         line

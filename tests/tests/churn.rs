@@ -6,9 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use api::proto::inspect::ObjectKind;
+use api::proto::inspect::{Object, ObjectKind};
 use tests::{
     client::Client,
+    deployment::Deployment,
     get,
     load::Load,
     manifests::{Pod, node, node_port},
@@ -171,6 +172,62 @@ async fn no_request_fails_while_manifests_change() {
     }
     drop(churn.load);
     churn.stack.stop().await;
+}
+
+/// Endpoints of the Service whose endpoints all change in each round.
+const ENDPOINTS: usize = 500;
+
+/// Endpoint changes, unless `PORTICO_TEST_ENDPOINT_CHANGES` asks for more.
+const CHANGES: usize = 20_000;
+
+/// What may be held more after many changes than after some: far less than a few hundred bytes for each.
+const GROWTH: u64 = 8 << 20;
+
+/// A Service whose endpoints are others in every round, and one that tells the round.
+fn many(round: usize) -> String {
+    let mut text = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: many}}\nspec: {{ports: [{{port: 80, appProtocol: http}}]}}\n---\n\
+         apiVersion: v1\nkind: Service\nmetadata: {{name: round-{round}}}\nspec: {{ports: [{{port: 80}}]}}\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
+         metadata: {{name: many-1, labels: {{kubernetes.io/service-name: many}}}}\nports: [{{port: 8080}}]\nendpoints:\n"
+    );
+    for at in 0..ENDPOINTS {
+        let (third, fourth) = (32 + round % 2 * 16 + at / 250, at % 250 + 1);
+        text.push_str(&format!(
+            "- {{addresses: [127.N.{third}.{fourth}], conditions: {{ready: true}}, nodeName: node-a}}\n"
+        ));
+    }
+    text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_returns_to_where_it_was() {
+    let changes = std::env::var("PORTICO_TEST_ENDPOINT_CHANGES").map_or(CHANGES, |raw| raw.parse().expect("a number"));
+    let rounds = changes / ENDPOINTS;
+    let deployment = Deployment::start(&[("nodes.yaml", &node("node-a", 1)), ("many.yaml", &many(0))], &[]);
+    let agent = deployment.agent("node-a", &[]);
+    deployment.inspector.serving().await;
+    let mut before = None;
+    for round in 1..=rounds {
+        deployment.write("many.yaml", &many(round));
+        let marker = format!("round-{round}");
+        let is_there =
+            |objects: &[Object]| objects.iter().any(|object| object.key.as_ref().is_some_and(|key| key.name == marker));
+        deployment.inspector.until(ObjectKind::Service, &marker, is_there).await;
+        // The first rounds fill logs, pools and caches to the size that they keep.
+        if round == rounds / 4 {
+            before = Some((deployment.gateway.memory().0, agent.memory().0));
+        }
+    }
+    let (gateway, of_agent) = before.expect("there are at least four rounds");
+    for (what, before, after) in
+        [("gateway", gateway, deployment.gateway.memory().0), ("agent", of_agent, agent.memory().0)]
+    {
+        eprintln!("{what}: {} KiB after {} changes, {} KiB after {changes}", before >> 10, changes / 4, after >> 10);
+        assert!(after < before + GROWTH, "the {what} grew from {before} to {after} bytes");
+    }
+    assert_eq!(agent.terminate(), Some(0));
+    assert_eq!(deployment.gateway.terminate(), Some(0));
 }
 
 fn name(item: &serde_json::Value) -> &str {
