@@ -81,12 +81,12 @@ struct Place {
 impl Known {
     /// Catches up with the store. `now` is when what is new began.
     pub fn update(&mut self, store: &Store, now: SystemTime) -> Touched {
-        let bodies = |state: &State, kind| self.fetch(state, kind);
         let (revision, nodes, services, endpoints) = {
             // Only copies are made under the lock; a body is a shared slice.
             let state = store.read();
-            let state = &*state;
-            (state.revision(), bodies(state, Kind::Node), bodies(state, Kind::Service), bodies(state, Kind::Endpoint))
+            let [nodes, services, endpoints] =
+                [Kind::Node, Kind::Service, Kind::Endpoint].map(|kind| self.fetch(&state, kind));
+            (state.revision(), nodes, services, endpoints)
         };
         self.revision = revision;
         let mut touched = Touched::default();

@@ -50,8 +50,8 @@ impl NodeHealths {
     }
 
     fn start<Q: Query>(&self, query: Q, request: watch::Request) -> Response<ReceiverStream<Result<Q::Event, Status>>> {
-        let end = watch::Ends { boards: self.boards.clone(), drain: self.drain.clone() };
-        Response::new(watch::start(query, request, self.replica_id.clone(), end))
+        let feed = watch::Feed { boards: self.boards.clone(), drain: self.drain.clone() };
+        Response::new(watch::start(query, request, self.replica_id.clone(), feed))
     }
 }
 

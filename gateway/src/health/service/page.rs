@@ -3,7 +3,6 @@
 
 use std::{
     collections::VecDeque,
-    ops::Bound,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -86,11 +85,8 @@ impl Pages {
         if after.is_none() && !request.if_changed_from.is_empty() && request.if_changed_from == Q::etag(&board) {
             return Ok(Page { board, items: Vec::new(), next: String::new(), unchanged: true });
         }
-        let from = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-        let keys = query
-            .all(&board)
-            .map(|(key, _)| key)
-            .skip_while(|key| !std::ops::RangeBounds::contains(&(from, Bound::Unbounded::<&Q::Key>), *key));
+        let is_told = |key: &Q::Key| after.as_ref().is_some_and(|after| key <= after);
+        let keys = query.all(&board).map(|(key, _)| key).skip_while(|key| is_told(key));
         // One more than fits says whether there is a next page.
         let mut found: Vec<(&Q::Key, Q::Item)> =
             keys.filter_map(|key| Some((key, query.item(&board, key)?))).take(size + 1).collect();

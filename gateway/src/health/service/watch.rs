@@ -34,9 +34,9 @@ pub struct Request {
     min_interval: Duration,
 }
 
-/// What a watch ends with, and what it reads.
+/// What every watch of a replica is driven by.
 #[derive(Clone, Debug)]
-pub struct Ends {
+pub struct Feed {
     /// Boards as they come.
     pub boards: Boards,
     /// When this replica begins to end.
@@ -48,7 +48,7 @@ struct Watch<Q: Query> {
     cursor: Cursor<Q>,
     resume_token: String,
     replica_id: Arc<str>,
-    ends: Ends,
+    feed: Feed,
     outbox: mpsc::Sender<Result<Q::Event, Status>>,
     /// When the next bookmark is due, and what the last one said of the replica.
     bookmark_due: Instant,
@@ -63,14 +63,14 @@ pub fn start<Q: Query>(
     query: Q,
     request: Request,
     replica_id: Arc<str>,
-    ends: Ends,
+    feed: Feed,
 ) -> ReceiverStream<Result<Q::Event, Status>> {
     let (outbox, events) = mpsc::channel(OUTBOX);
     let watch = Watch {
         cursor: Cursor::new(query, request.min_interval),
         resume_token: request.resume_token,
         replica_id,
-        ends,
+        feed,
         outbox,
         bookmark_due: Instant::now(),
         degraded: false,
@@ -98,7 +98,7 @@ impl Request {
 
 impl<Q: Query> Watch<Q> {
     async fn run(mut self) {
-        let mut drain = self.ends.drain.clone();
+        let mut drain = self.feed.drain.clone();
         let outbox = self.outbox.clone();
         tokio::select! {
             _ = self.serve() => {}
@@ -120,7 +120,7 @@ impl<Q: Query> Watch<Q> {
             }
             let wake = next.map_or(self.bookmark_due, |next| next.min(self.bookmark_due));
             tokio::select! {
-                changed = self.ends.boards.changed() => changed.map_err(|_| Over)?,
+                changed = self.feed.boards.changed() => changed.map_err(|_| Over)?,
                 () = tokio::time::sleep_until(wake) => {}
                 () = self.outbox.closed() => return Err(Over),
             }
@@ -129,7 +129,7 @@ impl<Q: Query> Watch<Q> {
 
     /// Waits for the first board, and takes up where the token was given.
     async fn begin(&mut self) -> Result<(), Over> {
-        let boards = &mut self.ends.boards;
+        let boards = &mut self.feed.boards;
         let board = tokio::select! {
             board = boards.wait_for(Option::is_some) => board.map_err(|_| Over)?.clone().ok_or(Over)?,
             () = self.outbox.closed() => return Err(Over),
@@ -150,7 +150,7 @@ impl<Q: Query> Watch<Q> {
 
     /// Tells everything that is due. Returns when something that is held back will be.
     async fn catch_up(&mut self) -> Result<Option<Instant>, Over> {
-        self.ends.boards.mark_unchanged();
+        self.feed.boards.mark_unchanged();
         let due = self.cursor.due(&*self.newest()?, Instant::now());
         for key in due.keys {
             // The place is taken first: what is told is the latest when it can be told.
@@ -181,6 +181,6 @@ impl<Q: Query> Watch<Q> {
     }
 
     fn newest(&self) -> Result<Arc<Board>, Over> {
-        self.ends.boards.borrow().clone().ok_or(Over)
+        self.feed.boards.borrow().clone().ok_or(Over)
     }
 }
