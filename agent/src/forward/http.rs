@@ -109,7 +109,7 @@ pub async fn forward(
     let Session { local, downstream, trusted, .. } = session;
     let (parent, link) = trace::continue_or_restart(request.headers(), *trusted);
     let open = local.reporter.request(downstream.clone(), &request, parent);
-    let mut account = Account::new(open, request.body().progress());
+    let mut account = Account::new(local.clone(), open, request.body().progress());
     let client = headers::client(request.headers(), downstream.client, downstream.client_source, |address| {
         local.trusts(address)
     });
@@ -348,7 +348,7 @@ impl Exchange<'_> {
             Ok(head) => self.accept(head, connection, upstream),
             Err(failure) => {
                 let body = connection.take_upload();
-                let again = retry::may_repeat(&self.parts.method, &body, reused, &failure).then_some(body);
+                let again = retry::may_repeat(&self.parts.method, &body, &failure).then_some(body);
                 Err(Failed { outcome: failure.outcome, again, stale: reused })
             }
         }

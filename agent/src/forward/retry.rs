@@ -1,9 +1,10 @@
 //! When a request may be sent again.
 //!
 //! A connection that could not be made has carried nothing, so any request may go on to the next endpoint. A request that
-//! was sent may have been acted on, even if no answer came: it is repeated only if acting twice is the same as acting once,
-//! and only when an old connection was closed under it, which is what an endpoint does that never read it (RFC 9110
-//! section 9.2.2, RFC 9112 section 9.3.1).
+//! was sent may have been acted on, even if no answer came: it is repeated only if acting twice is the same as acting once
+//! (RFC 9110 section 9.2.2), and only when the connection was closed without a byte of an answer. That is what becomes of
+//! an old connection that idled for too long (RFC 9112 section 9.3.1), and of a new one that a Pod which is ending had not
+//! accepted yet. The same endpoint is asked again only after an old connection; after a new one it is the next one's turn.
 
 use http::Method;
 
@@ -11,9 +12,9 @@ use super::{body::RequestBody, h1::NoAnswer};
 use crate::report::outcome::Outcome;
 
 /// Whether a request that got no answer on a connection may be sent again, to the same endpoint or another.
-pub fn may_repeat(method: &Method, body: &RequestBody, reused: bool, failure: &NoAnswer) -> bool {
+pub fn may_repeat(method: &Method, body: &RequestBody, failure: &NoAnswer) -> bool {
     let closed = failure.silent && failure.outcome == Outcome::UpstreamClosed;
-    reused && closed && is_idempotent(method) && body.is_untouched()
+    closed && is_idempotent(method) && body.is_untouched()
 }
 
 /// Methods that may be repeated (RFC 9110 section 9.2.2).
@@ -25,20 +26,19 @@ pub fn is_idempotent(method: &Method) -> bool {
 mod tests {
     use super::*;
 
-    fn check(method: Method, reused: bool, silent: bool, expected: bool) {
+    fn check(method: Method, silent: bool, expected: bool) {
         let failure = NoAnswer { outcome: Outcome::UpstreamClosed, silent };
-        assert_eq!(may_repeat(&method, &RequestBody::empty(), reused, &failure), expected, "{method}");
+        assert_eq!(may_repeat(&method, &RequestBody::empty(), &failure), expected, "{method}");
     }
 
     #[test]
     fn only_what_is_safe_is_repeated() {
         for method in [Method::GET, Method::HEAD, Method::OPTIONS, Method::PUT, Method::DELETE, Method::TRACE] {
-            check(method.clone(), true, true, true);
-            check(method.clone(), false, true, false);
-            check(method, true, false, false);
+            check(method.clone(), true, true);
+            check(method, false, false);
         }
         for method in [Method::POST, Method::PATCH, Method::from_bytes(b"PURGE").expect("a token")] {
-            check(method, true, true, false);
+            check(method, true, false);
         }
     }
 }

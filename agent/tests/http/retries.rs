@@ -89,6 +89,23 @@ fn only_idempotent_requests_are_repeated() {
 }
 
 #[test]
+fn an_endpoint_that_closes_without_an_answer_is_followed_by_the_next() {
+    run(async {
+        let ending = endpoint(|mut client, _| async move {
+            client.head().await;
+        })
+        .await;
+        let (address, _) = answering(HELLO).await;
+        let proxy = Proxy::http(&[ending, address]).await;
+        for _ in 0..8 {
+            let answer = proxy.ask("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        }
+        assert!(proxy.records().iter().all(|record| record.outcome == Outcome::Complete));
+    });
+}
+
+#[test]
 fn a_new_connection_that_closes_is_an_answer_of_the_endpoint() {
     run(async {
         let connections: Rc<Cell<usize>> = Rc::default();
