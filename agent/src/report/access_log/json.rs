@@ -148,7 +148,7 @@ mod tests {
         json.number("least", i64::MIN);
         json.seconds("none", 0.0);
         json.seconds("little", 0.000_000_4);
-        json.seconds("more", 3600.000_001_5);
+        json.seconds("more", 3_600.000_001_5);
         json.flag("yes", true);
         json.address("v4", "192.0.2.10".parse().unwrap());
         json.address("v6", "2001:db8::1".parse().unwrap());
