@@ -107,6 +107,7 @@ pub struct Busy(Rc<Upstream>);
 pub struct LocalDrain {
     alarms: Rc<Alarms>,
     draining: Cell<bool>,
+    over: Cell<bool>,
     notify: Notify,
 }
 
@@ -267,6 +268,17 @@ impl LocalDrain {
         self.draining.set(true);
         self.notify.notify_waiters();
         // HTTP connections wait on alarms alone, and look when they are woken.
+        self.alarms.wake_all();
+    }
+
+    /// Whether the deadline of draining has passed, so that what is left is to end now.
+    pub fn is_over(&self) -> bool {
+        self.over.get()
+    }
+
+    /// The deadline has passed: what is left ends as [`crate::report::outcome::Outcome::Drained`].
+    pub fn end(&self) {
+        self.over.set(true);
         self.alarms.wake_all();
     }
 

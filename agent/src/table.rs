@@ -269,6 +269,31 @@ impl Target {
         ranges.peek().is_none() || ranges.any(|range| range.contains(&client))
     }
 
+    /// What the record of a long connection keeps: the target, without its rings. They take most of the memory, and
+    /// connections outlive many tables.
+    pub fn for_long(self: &Arc<Self>) -> Arc<Self> {
+        if self.cluster.ring.is_none() && self.local.ring.is_none() {
+            return self.clone();
+        }
+        Arc::new(Self {
+            service: self.service.clone(),
+            port_name: self.port_name.clone(),
+            port: self.port,
+            transport: self.transport,
+            protocol: self.protocol,
+            tls: Terminate::No,
+            balance: self.balance.clone(),
+            cluster: Candidates::default(),
+            local: Candidates::default(),
+            any_endpoint: self.any_endpoint,
+            serving: Box::default(),
+            internal_local: self.internal_local,
+            external_local: self.external_local,
+            local_overflow: self.local_overflow,
+            source_ranges: Box::default(),
+        })
+    }
+
     /// `service.namespace`, as in span names.
     pub fn display_name(&self) -> String {
         format!("{}.{}", self.service.name, self.service.namespace)

@@ -172,6 +172,9 @@ async fn run(local: Rc<Local>, mut inbox: UnboundedReceiver<Command>) {
             () = local.emptied() => break,
             () = &mut deadline => {
                 tracing::warn!(connections = local.connections(), "drain deadline passed; closing what is left");
+                // What can say how it ended gets one tick for it.
+                local.drain.end();
+                let _ = tokio::time::timeout(TICK, local.emptied()).await;
                 break;
             }
             now = tick.tick() => local.tick(now.into_std()),

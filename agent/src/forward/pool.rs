@@ -20,6 +20,8 @@ const FRESH: Duration = Duration::from_secs(1);
 /// Connections of one worker to one endpoint address.
 #[derive(Default)]
 pub struct Pool {
+    // Boxed, because they go in and out with every request.
+    #[expect(clippy::vec_box, reason = "a pointer moves instead of the whole connection")]
     idle: RefCell<Vec<Box<Connection>>>,
     /// HTTP/2.
     pub http2: Connections,
@@ -59,10 +61,9 @@ impl Pool {
 
     /// Closes what has been idle for long, or was closed by the endpoint.
     pub fn sweep(&self, now: Instant) {
-        let keep = |connection: &Box<Connection>| {
+        self.idle.borrow_mut().retain(|connection| {
             now.duration_since(connection.idle_since) < IDLE_TIME && connection.is_quiet()
-        };
-        self.idle.borrow_mut().retain(keep);
+        });
         self.http2.sweep(now);
     }
 

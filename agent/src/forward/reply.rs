@@ -52,9 +52,9 @@ enum Source {
     Http2 { incoming: Incoming, stream: Option<h2::Stream>, local: Rc<Local> },
 }
 
-/// The open record of a request. Dropping it says that the client left.
+/// The open record of a request. Dropping it says that the client left, or that the time for draining is over.
 pub struct Account {
-    open: Option<OpenRequest>,
+    open: Option<(OpenRequest, Rc<Local>)>,
     /// Bytes of the request's body.
     pub upload: Option<Rc<Cell<u64>>>,
     /// Bytes of the answer's body.
@@ -68,8 +68,8 @@ pub struct Account {
 
 impl Account {
     /// Of a request that has just begun.
-    pub fn new(open: OpenRequest, upload: Option<Rc<Cell<u64>>>) -> Self {
-        Self { open: Some(open), upload, sent: 0, grpc_status: None, busy: None }
+    pub fn new(local: Rc<Local>, open: OpenRequest, upload: Option<Rc<Cell<u64>>>) -> Self {
+        Self { open: Some((open, local)), upload, sent: 0, grpc_status: None, busy: None }
     }
 
     /// Hands the record on; what stays behind is closed.
@@ -83,14 +83,14 @@ impl Account {
 
     /// Fills in the record.
     pub fn note(&mut self, fill: impl FnOnce(&mut RequestRecord)) {
-        if let Some(open) = &mut self.open {
+        if let Some((open, _)) = &mut self.open {
             open.note(fill);
         }
     }
 
     /// Closes the record.
     pub fn close(&mut self, outcome: Outcome) {
-        let Some(mut open) = self.open.take() else { return };
+        let Some((mut open, _)) = self.open.take() else { return };
         let (sent, grpc_status) = (self.sent, self.grpc_status);
         let received = self.upload.as_ref().map_or(0, |upload| upload.get());
         open.note(|record| {
@@ -111,7 +111,8 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        self.close(Outcome::ClientClosed);
+        let over = self.open.as_ref().is_some_and(|(_, local)| local.drain.is_over());
+        self.close(if over { Outcome::Drained } else { Outcome::ClientClosed });
     }
 }
 

@@ -72,6 +72,9 @@ where
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Outcome::Complete),
             (Poll::Pending, _) | (_, Poll::Pending) => {}
         }
+        if local.drain.is_over() {
+            return Poll::Ready(Outcome::Drained);
+        }
         while alarm.poll(cx).is_ready() {
             let now = up.passed + down.passed;
             if now == passed {

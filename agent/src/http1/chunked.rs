@@ -189,8 +189,11 @@ fn trailers(section: &Bytes) -> Result<Option<HeaderMap>, Refused> {
 mod tests {
     use super::*;
 
-    /// Reads a body that arrives in two parts: data, trailers, and what is left over.
-    fn read(body: &[u8], cut: usize) -> Result<Option<(Vec<u8>, Option<HeaderMap>, Vec<u8>)>, Refused> {
+    /// Data, trailers, and what is left over.
+    type Read = (Vec<u8>, Option<HeaderMap>, Vec<u8>);
+
+    /// Reads a body that arrives in two parts.
+    fn read(body: &[u8], cut: usize) -> Result<Option<Read>, Refused> {
         let (mut chunked, mut buffer, mut data) = (Chunked::default(), BytesMut::from(&body[..cut]), Vec::new());
         let mut rest = Some(&body[cut..]);
         loop {

@@ -40,10 +40,9 @@ impl Declared {
     pub fn note(&mut self, name: &HeaderName, value: &HeaderValue) -> Result<(), Refused> {
         match *name {
             header::CONTENT_LENGTH => {
+                let before = self.length.replace(length(value.as_bytes())?);
                 // Equal values in two fields are allowed to be merged, and are merged differently by different servers.
-                if self.length.replace(length(value.as_bytes())?).is_some() {
-                    return Err(Refused::Malformed("there is more than one Content-Length"));
-                }
+                return before.map_or(Ok(()), |_| Err(Refused::Malformed("there is more than one Content-Length")));
             }
             header::TRANSFER_ENCODING => {
                 if self.chunked || !value.as_bytes().eq_ignore_ascii_case(b"chunked") {

@@ -78,7 +78,7 @@ async fn terminated(
     let opaque = !target.protocol.is_http();
     if opaque && let Err(outcome) = candidates(&local, &target, &downstream) {
         reset_on_close(&stream);
-        return open(&local, Arc::new(downstream), "tls", target).close(outcome);
+        return open(&local, Arc::new(downstream), "tls", &target).close(outcome);
     }
     let certificate = || {
         let table = local.table();
@@ -90,7 +90,7 @@ async fn terminated(
     downstream.server_name = server_name;
     downstream.tls = handshake.is_ok();
     match handshake {
-        Err(outcome) => open(&local, Arc::new(downstream), "tls", target).close(outcome),
+        Err(outcome) => open(&local, Arc::new(downstream), "tls", &target).close(outcome),
         Ok(stream) if opaque => inside_tls(local, stream, downstream, target).await,
         Ok(stream) => {
             let http2 = stream.get_ref().1.alpn_protocol().map(|protocol| protocol == b"h2");
@@ -103,7 +103,7 @@ async fn terminated(
 async fn sniffed(local: Rc<Local>, mut stream: TcpStream, mut downstream: Downstream, target: Arc<Target>) {
     if let Err(outcome) = candidates(&local, &target, &downstream) {
         reset_on_close(&stream);
-        return open(&local, Arc::new(downstream), "tls", target).close(outcome);
+        return open(&local, Arc::new(downstream), "tls", &target).close(outcome);
     }
     let (first, server_name) = tls::sniff(&local, &mut stream).await;
     downstream.server_name = server_name;
@@ -120,7 +120,7 @@ async fn pass_through(
     target: Arc<Target>,
 ) {
     let downstream = Arc::new(downstream);
-    let mut record = open(&local, downstream.clone(), protocol, target.clone());
+    let mut record = open(&local, downstream.clone(), protocol, &target);
     match reach(&local, &target, &downstream, &mut record).await {
         Ok((upstream, busy)) => {
             drop(target);
@@ -137,7 +137,7 @@ async fn pass_through(
 /// Bytes that are not looked at, after their encryption has ended here.
 async fn inside_tls(local: Rc<Local>, mut stream: TlsStream<TcpStream>, downstream: Downstream, target: Arc<Target>) {
     let downstream = Arc::new(downstream);
-    let mut record = open(&local, downstream.clone(), "tls", target.clone());
+    let mut record = open(&local, downstream.clone(), "tls", &target);
     match reach(&local, &target, &downstream, &mut record).await {
         Ok((mut upstream, busy)) => {
             drop(target);
@@ -171,9 +171,14 @@ fn candidates<'a>(local: &Local, target: &'a Target, downstream: &Downstream) ->
     target.candidates(downstream.frontend, client, local.table().0.is_inside(client))
 }
 
-fn open(local: &Rc<Local>, downstream: Arc<Downstream>, protocol: &'static str, target: Arc<Target>) -> OpenConnection {
+fn open(
+    local: &Rc<Local>,
+    downstream: Arc<Downstream>,
+    protocol: &'static str,
+    target: &Arc<Target>,
+) -> OpenConnection {
     let mut record = local.reporter.connection(downstream, protocol);
-    record.note(|record| record.target = Some(target));
+    record.note(|record| record.target = Some(target.for_long()));
     record
 }
 

@@ -84,7 +84,7 @@ fn begin(local: &Rc<Local>, socket: &Rc<UdpSocket>, key: FlowKey) -> Option<Rc<F
         tls: false,
     };
     let mut record = local.reporter.connection(Arc::new(downstream), "udp");
-    record.note(|record| record.target = Some(target.clone()));
+    record.note(|record| record.target = Some(target.for_long()));
     let client = key.client.ip();
     let candidates = target.candidates(frontend.kind, client, table.0.is_inside(client));
     let (flow, record) = match candidates {

@@ -90,6 +90,42 @@ fn silence_ends_a_tunnel_and_bytes_keep_it() {
 }
 
 #[test]
+fn the_end_of_draining_ends_tunnels_and_requests() {
+    run(async {
+        let proxy = Proxy::http(&[echo().await]).await;
+        let mut client = proxy.client().await;
+        client.say(UPGRADE).await;
+        client.until("welcome").await;
+        proxy.local.drain.begin();
+        client.say("still").await;
+        client.until("still").await;
+        proxy.local.drain.end();
+        client.closed().await;
+        assert_eq!(proxy.closed(1).await[0].outcome, Outcome::Drained);
+
+        let asked = std::rc::Rc::new(tokio::sync::Notify::new());
+        let tell = asked.clone();
+        let address = endpoint(move |mut client, _| {
+            let tell = tell.clone();
+            async move {
+                client.head().await;
+                tell.notify_one();
+                client.closed().await;
+            }
+        })
+        .await;
+        let proxy = Proxy::http(&[address]).await;
+        let mut client = proxy.client().await;
+        client.say("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        asked.notified().await;
+        proxy.local.drain.begin();
+        proxy.local.drain.end();
+        client.closed().await;
+        assert_eq!(proxy.closed(1).await[0].outcome, Outcome::Drained);
+    });
+}
+
+#[test]
 fn an_endpoint_that_breaks_off_ends_the_tunnel() {
     run(async {
         let address = endpoint(|mut client, _| async move {

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
     respond::{self, Asked},
-    wire::{Lingering, Next, Upload, Wire},
+    wire::{Lingering, Upload, Wire},
 };
 use crate::{
     alarm::Alarm,
@@ -74,16 +74,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Served<IO> {
         poll_fn(|cx| {
             let wire = &mut *self.wire.borrow_mut();
             match wire.poll_next(cx, local) {
-                Poll::Ready(Next::Request(head)) => return Poll::Ready(Ok(Some(head))),
-                Poll::Ready(Next::Closed) => return Poll::Ready(Ok(None)),
-                Poll::Ready(Next::Refused(Refused::TooLarge)) => return Poll::Ready(Err(Outcome::HeaderTooLarge)),
-                Poll::Ready(Next::Refused(Refused::Malformed(what))) => {
-                    return Poll::Ready(Err(Outcome::Malformed(what)));
-                }
+                Poll::Ready(Ok(head)) => return Poll::Ready(Ok(head)),
+                Poll::Ready(Err(Refused::TooLarge)) => return Poll::Ready(Err(Outcome::HeaderTooLarge)),
+                Poll::Ready(Err(Refused::Malformed(what))) => return Poll::Ready(Err(Outcome::Malformed(what))),
                 Poll::Pending => {}
             }
             // A client that is connected, but has not asked yet, does not know of the drain and may ask once.
-            if wire.is_idle() && requests > 0 && local.drain.is_draining() {
+            if local.drain.is_over() || (wire.is_idle() && requests > 0 && local.drain.is_draining()) {
                 return Poll::Ready(Ok(None));
             }
             if !wire.is_idle() && !begun {

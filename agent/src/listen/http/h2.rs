@@ -79,6 +79,9 @@ where
                 return Poll::Ready(());
             }
             let rung = alarm.poll(cx).is_ready();
+            if local.drain.is_over() {
+                return Poll::Ready(());
+            }
             if leaving {
                 // Requests in flight end by themselves, or with the drain.
                 return if rung && open.get() == 0 { Poll::Ready(()) } else { Poll::Pending };

@@ -18,6 +18,7 @@ use crate::{
     alarm::Alarm,
     forward::{body::BodyError, outbox::Outbox},
     http1::{
+        HeadLimits, Refused,
         body::Decoder,
         chunked::Piece,
         framing::Framing,
@@ -60,17 +61,6 @@ pub struct Wire<IO> {
     leaving: Option<Alarm>,
 }
 
-/// What comes next on a connection.
-#[derive(Debug)]
-pub enum Next {
-    /// The head of a request.
-    Request(RequestHead),
-    /// The bytes are not one.
-    Refused(crate::http1::Refused),
-    /// The client closed, between requests or in the middle of a head.
-    Closed,
-}
-
 /// The body of the request that is on a connection.
 pub struct Upload<IO> {
     wire: Rc<RefCell<Wire<IO>>>,
@@ -104,9 +94,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
         self.decoder.is_done()
     }
 
-    /// Reads the head of the next request.
-    pub fn poll_next(&mut self, cx: &mut Context<'_>, local: &Local) -> Poll<Next> {
-        let limits = crate::http1::HeadLimits { bytes: local.limits.header_bytes, fields: local.limits.headers };
+    /// Reads the head of the next request; `None` if the client closes, between requests or in the middle of a head.
+    ///
+    /// # Errors
+    /// When the bytes are not a request.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>, local: &Local) -> Poll<Result<Option<RequestHead>, Refused>> {
+        let limits = HeadLimits { bytes: local.limits.header_bytes, fields: local.limits.headers };
         loop {
             if !self.buffer.is_empty() {
                 match request::take(&mut self.buffer, &mut self.lines, limits) {
@@ -117,16 +110,16 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
                         if self.buffer.is_empty() {
                             self.buffer = BytesMut::new();
                         }
-                        return Poll::Ready(Next::Request(head));
+                        return Poll::Ready(Ok(Some(head)));
                     }
-                    Err(refused) => return Poll::Ready(Next::Refused(refused)),
+                    Err(refused) => return Poll::Ready(Err(refused)),
                 }
             }
             if self.ended {
-                return Poll::Ready(Next::Closed);
+                return Poll::Ready(Ok(None));
             }
             match ready!(local.buffers.poll_read(&mut self.io, cx, &mut self.buffer, 0)) {
-                Ok(0) | Err(_) => return Poll::Ready(Next::Closed),
+                Ok(0) | Err(_) => return Poll::Ready(Ok(None)),
                 Ok(_) => {}
             }
         }
@@ -156,6 +149,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
 
     /// Ready when the client has left while its answer is awaited. Bytes of further requests are kept.
     pub fn poll_gone(&mut self, cx: &mut Context<'_>, local: &Local) -> Poll<()> {
+        if local.drain.is_over() {
+            return Poll::Ready(());
+        }
         // As long as the body comes, whoever reads it sees the end.
         while !self.ended && self.is_uploaded() && self.buffer.len() < PIPELINED {
             match ready!(local.buffers.poll_read(&mut self.io, cx, &mut self.buffer, 0)) {
