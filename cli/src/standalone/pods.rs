@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -25,11 +26,13 @@ const GRACE: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub struct Pods {
     running: BTreeMap<ObjectKey, Running>,
+    /// Those of Pods that went, until their grace is over.
+    leaving: Vec<Running>,
 }
 
 struct Running {
     config: EchoConfig,
-    drain: drain::Trigger,
+    drain: Arc<drain::Trigger>,
     task: JoinHandle<()>,
 }
 
@@ -59,8 +62,10 @@ impl Pods {
         if self.running.get(&key).is_some_and(|running| running.config == config && !running.task.is_finished()) {
             return;
         }
-        if let Some(old) = self.running.remove(&key) {
-            // The address may be the same: wait until it is free.
+        // The address may be the same, also where a Pod comes back at once: wait until it is free.
+        let in_the_way =
+            self.leaving.extract_if(.., |old| old.config.listen.iter().any(|at| config.listen.contains(at)));
+        for old in self.running.remove(&key).into_iter().chain(in_the_way) {
             old.drain.start();
             let _ = old.task.await;
         }
@@ -79,16 +84,18 @@ impl Pods {
                 tracing::warn!(pod = name, "the sample backend ended: {error}");
             }
         });
-        self.running.insert(key, Running { config, drain, task });
+        self.running.insert(key, Running { config, drain: Arc::new(drain), task });
     }
 
     fn stop(&mut self, key: &ObjectKey) {
-        let Some(Running { drain, task, .. }) = self.running.remove(key) else { return };
+        let Some(old) = self.running.remove(key) else { return };
+        let drain = old.drain.clone();
         tokio::spawn(async move {
             tokio::time::sleep(GRACE).await;
             drain.start();
-            let _ = task.await;
         });
+        self.leaving.retain(|other| !other.task.is_finished());
+        self.leaving.push(old);
     }
 }
 
@@ -101,8 +108,7 @@ fn wanted(object: &Object) -> Option<EchoConfig> {
     }
     let status = pod.status.as_ref()?;
     let listed = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
-    let mut addresses: Vec<IpAddr> =
-        listed.chain(status.pod_ip.as_deref()).filter_map(|ip| ip.parse().ok()).collect();
+    let mut addresses: Vec<IpAddr> = listed.chain(status.pod_ip.as_deref()).filter_map(|ip| ip.parse().ok()).collect();
     addresses.sort();
     addresses.dedup();
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
