@@ -192,3 +192,6 @@ impl Control {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,7 +64,6 @@ pub struct World {
     pub(super) secrets: HashMap<NamespacedName, certificate::Parsed>,
     /// The Services that name each Secret.
     pub(super) secret_users: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
-    namespaces: HashMap<Arc<str>, String>,
     /// Annotations of ours where they mean nothing, by object.
     pub(super) misplaced: BTreeMap<ObjectKey, Vec<Problem>>,
     listed: BTreeSet<Kind>,
@@ -110,7 +109,6 @@ impl World {
             nodes: BTreeMap::new(),
             secrets: HashMap::new(),
             secret_users: HashMap::new(),
-            namespaces: HashMap::new(),
             misplaced: BTreeMap::new(),
             listed: BTreeSet::new(),
         }
@@ -126,12 +124,7 @@ impl World {
         self.missing().is_empty().then_some(Synced { world: self })
     }
 
-    /// UID of a namespace, if it has one.
-    pub fn namespace_uid(&self, name: &str) -> Option<&str> {
-        self.namespaces.get(name).map(String::as_str).filter(|uid| !uid.is_empty())
-    }
-
-    /// When an object was created, if that is known.
+    /// The Service object of this name.
     pub fn service(&self, name: &NamespacedName) -> Option<&Arc<Service>> {
         self.services.get(name)
     }
@@ -181,8 +174,10 @@ impl World {
             Kind::Pod => self.pods.keys().map(namespaced).collect(),
             Kind::Node => self.nodes.keys().map(global).collect(),
             Kind::Secret => self.secrets.keys().map(namespaced).collect(),
-            Kind::Namespace => self.namespaces.keys().map(global).collect(),
-            Kind::Endpoints => vec![],
+            // Nothing is kept of them but what is wrong with them.
+            Kind::Namespace | Kind::Endpoints => {
+                self.misplaced.keys().filter(|key| key.kind == kind).cloned().collect()
+            }
         }
     }
 
@@ -204,10 +199,7 @@ impl World {
                 let parsed = certificate::parse(&name, &secret, self.secrets.get(&name));
                 self.set_secret(name, Some(parsed), dirty);
             }
-            Object::Namespace(namespace) => {
-                self.namespaces.insert(key.name, namespace.metadata.uid.clone().unwrap_or_default());
-            }
-            Object::Endpoints(_) => {}
+            Object::Namespace(_) | Object::Endpoints(_) => {}
         }
     }
 
@@ -226,10 +218,7 @@ impl World {
                 }
             }
             Kind::Secret => self.set_secret(name, None, dirty),
-            Kind::Namespace => {
-                self.namespaces.remove(&key.name);
-            }
-            Kind::Endpoints => {}
+            Kind::Namespace | Kind::Endpoints => {}
         }
     }
 
