@@ -67,9 +67,11 @@ fn ring(criterion: &mut Criterion) {
             bencher.iter(|| Ring::new(keys.iter().map(|key| (key.as_str(), 1))));
         });
         let candidates = candidates(count);
-        for (name, balance) in
-            [("hash", Balance::Hash(HashKey::Client)), ("least-request", Balance::LeastRequest), ("random", Balance::Random)]
-        {
+        for (name, balance) in [
+            ("hash", Balance::Hash(HashKey::Client)),
+            ("least-request", Balance::LeastRequest),
+            ("random", Balance::Random),
+        ] {
             let (turn, mut client) = (Cell::new(0), 0u32);
             group.bench_function(BenchmarkId::new(format!("pick {name}"), count), |bencher| {
                 bencher.iter(|| {
@@ -144,7 +146,8 @@ fn changes(resources: impl Iterator<Item = Resource>) -> Changes {
 /// A cluster of `services` Services with ten endpoints each, and its table.
 fn cluster(services: u32) -> (Resources, Compiler, Table) {
     let mut resources = Resources::default();
-    let endpoints = (0..services).flat_map(|s| (0..10).map(move |e| Resource::Endpoint(Box::new(endpoint(s, e, true)))));
+    let endpoints =
+        (0..services).flat_map(|s| (0..10).map(move |e| Resource::Endpoint(Box::new(endpoint(s, e, true)))));
     let all = (0..services).map(|index| Resource::Service(Box::new(service(index)))).chain(endpoints);
     let (rejections, dirty) = resources.apply(changes(all));
     assert!(rejections.is_empty());

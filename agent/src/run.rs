@@ -56,10 +56,7 @@ pub async fn run(config: Config, telemetry: &Component, drain: drain::Watch) -> 
     let _guard = drain.guard();
     let readiness = Readiness::new();
     let first_commit = readiness.latch("first commit of the gateway applied");
-    let identity = Identity {
-        node: config.here.node.clone(),
-        instance: format!("{:016x}", fastrand::u64(..)),
-    };
+    let identity = Identity { node: config.here.node.clone(), instance: format!("{:016x}", fastrand::u64(..)) };
     let node = NodeIdentity { name: identity.node.clone() };
     let reporting = export::start(telemetry, node, config.access_log).map_err(Error::Workers)?;
     let workers = (0..config.workers).map(|_| reporting.worker()).collect();
@@ -147,17 +144,26 @@ fn admin(readiness: Readiness, telemetry: &Component, progress: watch::Receiver<
             let table = progress.borrow().table.clone();
             let mut frontends: Vec<_> = table.frontends.iter().collect();
             frontends.sort_by_key(|(destination, _)| **destination);
-            frontends.into_iter().map(|(destination, frontend)| {
-                let name = frontend.target.as_ref().map_or("by name".to_owned(), |target| target.display_name());
-                let backends = frontend.target.as_ref().map_or(0, |target| target.cluster.backends.len());
-                let kind = frontend.kind.label();
-                format!("{} {} {kind} {name} {backends} endpoints\n", destination.address, destination.transport.as_str())
-            })
-            .collect()
+            frontends
+                .into_iter()
+                .map(|(destination, frontend)| {
+                    let name = frontend.target.as_ref().map_or("by name".to_owned(), |target| target.display_name());
+                    let backends = frontend.target.as_ref().map_or(0, |target| target.cluster.backends.len());
+                    let kind = frontend.kind.label();
+                    format!(
+                        "{} {} {kind} {name} {backends} endpoints\n",
+                        destination.address,
+                        destination.transport.as_str()
+                    )
+                })
+                .collect()
         })
         .debug("faults", move || {
             let faults = listeners.borrow().faults.clone();
-            faults.into_iter().map(|(destination, fault)| format!("{destination:?} {}: {}\n", fault.reason, fault.message)).collect()
+            faults
+                .into_iter()
+                .map(|(destination, fault)| format!("{destination:?} {}: {}\n", fault.reason, fault.message))
+                .collect()
         })
 }
 

@@ -2,14 +2,7 @@
 //! as any other deployment, joined by the same streams over loopback; it differs in its source, and in that it starts
 //! an agent for each Node and a sample backend for each Pod that asks for one.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    num::NonZeroU16,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU16, path::PathBuf, sync::Arc, time::Duration};
 
 use agent::config::{Config as AgentConfig, DataPlane, DataPlaneArgs};
 use anyhow::Context as _;
@@ -117,7 +110,8 @@ pub async fn run(options: Standalone) -> anyhow::Result<()> {
 /// # Errors
 /// When a part cannot start, or ends early.
 pub async fn run_until(options: Standalone, stop: impl Future<Output = &'static str>) -> anyhow::Result<()> {
-    let quickstart = quickstart::directory(options.manifests.as_deref()).context("cannot write the built-in example")?;
+    let quickstart =
+        quickstart::directory(options.manifests.as_deref()).context("cannot write the built-in example")?;
     let directory = quickstart.path().to_owned();
     let telemetry = Telemetry::from_env().context("cannot set up telemetry")?;
     let (agents_drain, agents_watch) = drain::channel();

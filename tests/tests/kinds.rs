@@ -19,14 +19,16 @@ const SERVICES: &str = include_str!("../../deploy/examples/quickstart/services.y
 async fn quickstart() -> Stack {
     let moved = |text: &str| text.replace("127.0.1.", "127.N.1.").replace("127.1.", "127.N.2");
     // 127.1.3.10 becomes 127.N.23.10, 127.1.3.0/24 becomes 127.N.23.0/24.
-    Stack::start(&[("nodes.yaml", &moved(NODES)), ("pods.yaml", &moved(PODS)), ("services.yaml", &moved(SERVICES))]).await
+    Stack::start(&[("nodes.yaml", &moved(NODES)), ("pods.yaml", &moved(PODS)), ("services.yaml", &moved(SERVICES))])
+        .await
 }
 
 async fn cluster_ip(stack: &Stack, name: &str) -> IpAddr {
     let services = stack.list(ObjectKind::Service).await.objects;
     let find = |object: &Object| match &object.kind {
         Some(Content::Service(service)) if service.name == name => {
-            let ips = if service.load_balancer_ips.is_empty() { &service.cluster_ips } else { &service.load_balancer_ips };
+            let ips =
+                if service.load_balancer_ips.is_empty() { &service.cluster_ips } else { &service.load_balancer_ips };
             ips.first().map(|ip| ip.parse().expect("an address"))
         }
         _ => None,
@@ -85,7 +87,9 @@ async fn what_cannot_be_served_says_why() {
     let shared = stack.at("1.1", 8080);
     let unknown = client::get(stack.ip("9.1"), shared, "nobody.default.svc.cluster.local", "/").await;
     assert_eq!(unknown.status, 404);
-    assert!(unknown.header("proxy-status").starts_with("portico; error=destination_not_found; details=\"UNKNOWN_NAME\""));
+    assert!(
+        unknown.header("proxy-status").starts_with("portico; error=destination_not_found; details=\"UNKNOWN_NAME\"")
+    );
     assert_eq!(unknown.body.iter().filter(|byte| **byte == b'\n').count(), 1, "one line: {:?}", unknown.body);
 
     stack.write(
@@ -93,7 +97,8 @@ async fn what_cannot_be_served_says_why() {
         "apiVersion: v1\nkind: Service\nmetadata: {name: empty}\nspec:\n  selector: {app: nobody}\n  \
          ports: [{port: 80, appProtocol: http}]\n",
     );
-    let known = |objects: &[Object]| objects.iter().any(|object| object.key.as_ref().is_some_and(|key| key.name == "empty"));
+    let known =
+        |objects: &[Object]| objects.iter().any(|object| object.key.as_ref().is_some_and(|key| key.name == "empty"));
     stack.until(ObjectKind::Service, "the Service is known", known).await;
     let empty = client::get(stack.ip("9.1"), shared, "empty", "/").await;
     assert_eq!(empty.status, 503);

@@ -84,7 +84,11 @@ async fn agents_connected() {
                 let Some(Event::Updated(object)) = event.event else { continue };
                 if let Some(Content::Agent(agent)) = object.kind {
                     let good = agent.connected && agent.behind == 0 && agent.acknowledged_resources > 0;
-                    if good { current.insert(agent.node) } else { current.remove(&agent.node) };
+                    if good {
+                        current.insert(agent.node)
+                    } else {
+                        current.remove(&agent.node)
+                    };
                 }
                 if current.len() == NODES.len() {
                     return;
@@ -113,7 +117,8 @@ async fn traffic_outlives_the_gateway_and_agents_resume() {
     for (index, node) in NODES.iter().enumerate() {
         let listen = format!("{NET}.2.{}:8080", index + 1).parse().expect("an address");
         let pod = format!("web-{}", index + 1);
-        let config = EchoConfig { listen: vec![listen], pod, namespace: "default".to_owned(), node: (*node).to_owned() };
+        let config =
+            EchoConfig { listen: vec![listen], pod, namespace: "default".to_owned(), node: (*node).to_owned() };
         tokio::spawn(echo::bind(config).expect("a free address").serve(watch.clone()));
     }
     let first = gateway(directory.path());

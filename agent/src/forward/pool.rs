@@ -61,9 +61,9 @@ impl Pool {
 
     /// Closes what has been idle for long, or was closed by the endpoint.
     pub fn sweep(&self, now: Instant) {
-        self.idle.borrow_mut().retain(|connection| {
-            now.duration_since(connection.idle_since) < IDLE_TIME && connection.is_quiet()
-        });
+        self.idle
+            .borrow_mut()
+            .retain(|connection| now.duration_since(connection.idle_since) < IDLE_TIME && connection.is_quiet());
         self.http2.sweep(now);
     }
 

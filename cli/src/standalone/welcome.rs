@@ -12,8 +12,7 @@ use std::{
 use api::proto::{
     discovery::{AppProtocol, Service, ServicePort, ServiceType, Transport},
     inspect::{
-        ListObjectsRequest, Object, ObjectKind, inspect_service_client::InspectServiceClient,
-        object::Kind as Content,
+        ListObjectsRequest, Object, ObjectKind, inspect_service_client::InspectServiceClient, object::Kind as Content,
     },
     node::NodeServingState,
 };
@@ -107,7 +106,10 @@ fn line(service: &Service, nodes: &[IpAddr], http_port: Option<NonZeroU16>) -> O
         _ => None,
     };
     let address = address.or_else(|| {
-        service.cluster_ips.first().and_then(|ip| Some(SocketAddr::new(ip.parse().ok()?, u16::try_from(port.port).ok()?)))
+        service
+            .cluster_ips
+            .first()
+            .and_then(|ip| Some(SocketAddr::new(ip.parse().ok()?, u16::try_from(port.port).ok()?)))
     })?;
     let scheme = if port.terminate_tls { "-k https" } else { "http" };
     Some(match (port.app_protocol(), port.transport()) {
