@@ -296,3 +296,17 @@ fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
         assert_eq!(record.outcome, Outcome::IdleTimeout);
     });
 }
+
+#[test]
+fn the_end_of_draining_ends_what_is_left() {
+    run(async {
+        let Path { worker, mut client, mut server } = path().await;
+        worker.local.drain.begin();
+        client.write_all(b"last words").await.expect("open");
+        says(&mut server, b"last words").await;
+        worker.local.drain.end();
+        is_reset(&mut client).await;
+        is_reset(&mut server).await;
+        assert_eq!(worker.record().await.outcome, Outcome::Drained);
+    });
+}

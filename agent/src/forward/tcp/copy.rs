@@ -3,19 +3,19 @@
 use std::{
     future::{Future, poll_fn},
     io,
-    pin::{Pin, pin},
-    task::{Context, Poll, ready},
+    pin::Pin,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, Ready},
     net::TcpStream,
-    time::{Sleep, sleep},
 };
 
 use super::half::{Fault, Half};
 use crate::{
+    alarm::Alarm,
     forward::socket::{Shared, reset_on_close},
     local::Local,
     report::outcome::Outcome,
@@ -32,12 +32,12 @@ pub struct Copied {
     pub received: u64,
     /// Bytes to the client.
     pub sent: u64,
-    /// `Complete`, `IdleTimeout`, or whose reset ended it: `ClientClosed`, `UpstreamClosed`.
+    /// `Complete`, `IdleTimeout`, `Drained`, or whose reset ended it: `ClientClosed`, `UpstreamClosed`.
     pub outcome: Outcome,
 }
 
-/// Copies between two sockets until both have ended, one was reset, or nothing happens for `idle`. `first` was read from
-/// the client before. After a reset, dropping either socket sends one.
+/// Copies between two sockets until both have ended, one was reset, nothing happens for `idle`, or draining is over.
+/// `first` was read from the client before. Where bytes may be missing, dropping either socket sends a reset.
 pub async fn sockets(
     local: &Local,
     client: &TcpStream,
@@ -49,7 +49,6 @@ pub async fn sockets(
     let mut directions = Directions::new(first);
     let mut watch: Option<Watch<'_>> = None;
     let mut idle = Idle::new(local, idle);
-    let mut alarm = pin!(sleep(idle.limit));
     let outcome = poll_fn(|cx| {
         let ended = directions.poll(|way, half| match way {
             Way::Up => half.poll_socket(cx, scratch, Shared(client), Shared(upstream)),
@@ -65,10 +64,10 @@ pub async fn sockets(
                 return Poll::Ready(outcome);
             }
         }
-        idle.poll(cx, alarm.as_mut(), &directions)
+        idle.poll(cx, &directions)
     })
     .await;
-    if matches!(outcome, Outcome::ClientClosed | Outcome::UpstreamClosed) {
+    if matches!(outcome, Outcome::ClientClosed | Outcome::UpstreamClosed | Outcome::Drained) {
         reset_on_close(client);
         reset_on_close(upstream);
     }
@@ -85,14 +84,13 @@ where
     let scratch = &local.scratch;
     let mut directions = Directions::new(Vec::new());
     let mut idle = Idle::new(local, idle);
-    let mut alarm = pin!(sleep(idle.limit));
     let outcome = poll_fn(|cx| {
         let (mut client, mut upstream) = (Pin::new(&mut *client), Pin::new(&mut *upstream));
         let ended = directions.poll(|way, half| match way {
             Way::Up => half.poll(cx, scratch, client.as_mut(), upstream.as_mut()),
             Way::Down => half.poll(cx, scratch, upstream.as_mut(), client.as_mut()),
         });
-        if ended.is_ready() { ended } else { idle.poll(cx, alarm.as_mut(), &directions) }
+        if ended.is_ready() { ended } else { idle.poll(cx, &directions) }
     })
     .await;
     directions.copied(outcome)
@@ -120,9 +118,10 @@ struct Directions {
     fault: Option<Outcome>,
 }
 
-/// Idle time, looked at only when it may have passed.
+/// Idle time, looked at only when it may have passed, and the end of draining.
 struct Idle<'a> {
     local: &'a Local,
+    alarm: Alarm,
     limit: Duration,
     last: Instant,
     moved: u64,
@@ -185,10 +184,12 @@ impl Directions {
 
 impl<'a> Idle<'a> {
     fn new(local: &'a Local, limit: Duration) -> Self {
-        Self { local, limit, last: local.now(), moved: 0, half_closed: false }
+        let (alarm, last) = (local.alarms.alarm(), local.now());
+        alarm.set(Some(last + limit));
+        Self { local, alarm, limit, last, moved: 0, half_closed: false }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, mut alarm: Pin<&mut Sleep>, directions: &Directions) -> Poll<Outcome> {
+    fn poll(&mut self, cx: &mut Context<'_>, directions: &Directions) -> Poll<Outcome> {
         let (now, moved) = (self.local.now(), directions.moved());
         if moved != self.moved {
             (self.last, self.moved) = (now, moved);
@@ -197,15 +198,14 @@ impl<'a> Idle<'a> {
             self.half_closed = true;
             self.limit = self.limit.min(HALF_CLOSED_IDLE);
             self.last = now;
-            alarm.set(sleep(self.limit));
+            self.alarm.set(Some(now + self.limit));
         }
-        loop {
-            ready!(alarm.as_mut().poll(cx));
-            let quiet = now.saturating_duration_since(self.last);
-            if quiet >= self.limit {
+        while self.alarm.poll(cx).is_ready() {
+            if now.saturating_duration_since(self.last) >= self.limit {
                 return Poll::Ready(Outcome::IdleTimeout);
             }
-            alarm.set(sleep(self.limit - quiet));
+            self.alarm.set(Some(self.last + self.limit));
         }
+        if self.local.drain.is_over() { Poll::Ready(Outcome::Drained) } else { Poll::Pending }
     }
 }

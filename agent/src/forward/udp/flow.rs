@@ -2,17 +2,16 @@
 
 use std::{
     cell::Cell,
-    future::pending,
+    future::{pending, poll_fn},
     io,
     net::SocketAddr,
-    pin::pin,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
-use tokio::{io::Interest, net::UdpSocket, sync::Notify, time::sleep};
+use tokio::{io::Interest, net::UdpSocket, sync::Notify};
 
 use super::FlowKey;
 use crate::{
@@ -120,18 +119,19 @@ impl Flow {
     /// Relays replies through `listener`, which is bound to the address the client dialled (S17.4), until the flow ends,
     /// and closes `record`.
     pub async fn run(self: Rc<Self>, local: Rc<Local>, listener: Rc<UdpSocket>, record: Option<OpenConnection>) {
-        let mut alarm = pin!(sleep(self.limit(&local)));
+        let alarm = local.alarms.alarm();
+        alarm.set(Some(self.last.get() + self.limit(&local)));
         let outcome = loop {
             tokio::select! {
                 biased;
                 () = self.ended.notified() => break self.end.get().unwrap_or(Outcome::Complete),
                 () = self.ready() => self.relay(&local, &listener),
-                () = alarm.as_mut() => {
-                    let (quiet, limit) = (local.now().saturating_duration_since(self.last.get()), self.limit(&local));
-                    if quiet >= limit {
+                () = poll_fn(|cx| alarm.poll(cx)) => {
+                    let expires = self.last.get() + self.limit(&local);
+                    if expires <= local.now() {
                         break Outcome::IdleTimeout;
                     }
-                    alarm.set(sleep(limit - quiet));
+                    alarm.set(Some(expires));
                 }
             }
         };
