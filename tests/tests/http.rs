@@ -15,7 +15,7 @@ use http_body_util::BodyExt as _;
 use tests::{
     backend::{Backend, read_head},
     binary::Portico,
-    client::Client,
+    client::{self, Client},
     manifests::node,
     server::Server,
     services::{echo_pod, manual, service},
@@ -255,6 +255,30 @@ async fn a_request_on_a_connection_that_closes_is_sent_again_if_that_is_safe() {
         }
     }
     assert!((4..=6).contains(&refused), "each connection serves one POST and loses one: {refused} of 10");
+    stack.stop().await;
+}
+
+/// One of two endpoints reads each request and is gone, as a process that is killed at that moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_live_endpoint_answers_what_a_dying_one_did_not() {
+    let stack = played(&[("2.1", 9000), ("2.2", 9000)]).await;
+    let died = Arc::new(AtomicUsize::new(0));
+    let count = died.clone();
+    let dying = Backend::start(stack.at("2.1", 9000), move |mut stream| {
+        let count = count.clone();
+        async move {
+            if read_head(&mut stream).await.is_ok() {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    let good = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello";
+    let (_dying, _good) = (dying.await, Backend::answering(stack.at("2.2", 9000), good).await);
+    for _ in 0..40 {
+        let answer = client::get(stack.ip("9.1"), stack.at("1.1", 30_080), "web", "/").await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    assert!(died.load(Ordering::Relaxed) > 0, "the endpoint that dies was asked");
     stack.stop().await;
 }
 

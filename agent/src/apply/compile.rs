@@ -47,8 +47,11 @@ pub struct Compiler {
     /// Compiled ports of each Service, in its order; `None` for those that are not TCP or UDP.
     targets: BTreeMap<NamespacedName, Compiled>,
     /// TLS configurations by Secret and ALPN. Rebuilt when the certificate is another one.
-    configs: HashMap<(NamespacedName, Alpn), (Arc<Certificate>, Option<Arc<ServerConfig>>)>,
+    configs: HashMap<(NamespacedName, Alpn), Prepared>,
 }
+
+/// A certificate, and the configuration made of it; `None` if it cannot be used.
+type Prepared = (Arc<Certificate>, Option<Arc<ServerConfig>>);
 
 /// A Service, compiled.
 struct Compiled {

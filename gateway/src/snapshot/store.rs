@@ -21,7 +21,7 @@ use tokio::sync::watch;
 const LOG_AGE: Duration = Duration::from_secs(600);
 
 /// Bytes of names that the change log may hold.
-const LOG_BYTES: usize = 64 << 20;
+const LOG_BYTES: usize = 16 << 20;
 
 /// Steps whose bytes are kept for other streams. Agents that are up to date all make the same one.
 const CACHED_STEPS: usize = 16;

@@ -214,8 +214,11 @@ fn annotation_and_affinity_decide_the_balance() {
     assert_eq!(balance(&web, &http), Balance::Hash(HashKey::Client));
 }
 
+/// Name of a target, its endpoints for policy Cluster, and those for policy Local.
+type Described = (Option<String>, Vec<SocketAddr>, Vec<SocketAddr>);
+
 /// What a table says, without the identity of its parts.
-fn describe(table: &Table) -> BTreeMap<Destination, (Option<String>, Vec<SocketAddr>, Vec<SocketAddr>)> {
+fn describe(table: &Table) -> BTreeMap<Destination, Described> {
     let addresses = |candidates: &Candidates| candidates.backends.iter().map(|backend| backend.address).collect();
     let describe = |frontend: &Frontend| match &frontend.target {
         Some(target) => (Some(target.display_name()), addresses(&target.cluster), addresses(&target.local)),
