@@ -93,7 +93,8 @@ fn options_of_one_signal_win_over_those_of_all() {
 #[test]
 fn samplers() {
     let parent = |root| Sampler::ParentBased(Box::new(root));
-    let cases: [(&[(&str, &str)], Option<f64>, Sampler); 6] = [
+    type Case<'a> = (&'a [(&'a str, &'a str)], Option<f64>, Sampler);
+    let cases: [Case<'_>; 6] = [
         (&[], None, parent(Sampler::TraceIdRatioBased(0.01))),
         (&[("OTEL_TRACES_SAMPLER_ARG", "0.5")], Some(0.5), parent(Sampler::TraceIdRatioBased(0.5))),
         (&[("OTEL_TRACES_SAMPLER", "always_on"), ("OTEL_TRACES_SAMPLER_ARG", "0.5")], Some(1.0), Sampler::AlwaysOn),
