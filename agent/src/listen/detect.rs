@@ -35,7 +35,7 @@ pub enum Hello {
     Other,
 }
 
-/// What `bytes` begin with; `None` while that is open, which it is for at most [`METHOD_LIMIT`] bytes.
+/// What `bytes` begin with; `None` while that is open, which it is for less than 24 bytes.
 pub fn opening(bytes: &[u8]) -> Option<Opening> {
     match bytes {
         [] => return None,
