@@ -170,7 +170,8 @@ async fn without_an_endpoint_the_connection_is_reset() {
         let mut client = match TcpStream::connect(stack.at("1.1", 30_090)).await {
             Ok(client) => client,
             Err(error) => {
-                assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+                // Nobody listens, or the reset came before the connection was looked at.
+                assert!(matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset), "{error}");
                 continue;
             }
         };
