@@ -31,10 +31,14 @@ pub async fn serve_all() -> Result<Infallible> {
     for scenario in Scenario::ALL {
         for address in scenario.backends() {
             if scenario == Scenario::Udp {
-                let socket = UdpSocket::bind(address).await.with_context(|| format!("listen on udp {address}"))?;
+                let socket = UdpSocket::bind(address)
+                    .await
+                    .with_context(|| format!("listen on udp {address}: is another comparison running?"))?;
                 servers.spawn_local_on(serve_udp(socket), &local);
             } else {
-                let listener = TcpListener::bind(address).await.with_context(|| format!("listen on tcp {address}"))?;
+                let listener = TcpListener::bind(address)
+                    .await
+                    .with_context(|| format!("listen on tcp {address}: is another comparison running?"))?;
                 servers.spawn_local_on(serve_tcp(scenario, listener), &local);
             }
         }

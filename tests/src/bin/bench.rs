@@ -105,7 +105,7 @@ fn compare(args: &Args) -> Result<()> {
         let report = Report::new(&running, plan, found);
         report.write(&args.json)?;
         println!("{}", report.markdown());
-        for warning in report.warnings() {
+        if let Some(warning) = report.warning() {
             eprintln!("bench: warning: {warning}");
         }
         eprintln!("bench: all rounds are in {}", args.json.display());
