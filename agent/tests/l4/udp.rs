@@ -149,7 +149,7 @@ fn an_endpoint_that_refuses_is_left_for_the_next_one() {
         client.send_to(b"lost", worker.destination).await.expect("loopback takes it");
         let record = worker.record().await;
         assert_eq!((record.outcome, record.attempts[0].outcome), (Outcome::ConnectRefused, Outcome::ConnectRefused));
-        // Whoever's turn it is: the one that refused is out for now.
+        // Whoever's turn it is: the one that refused is left out.
         worker.swap(target(Transport::Udp, &[refusing, b]));
         for _ in 0..4 {
             let (client, _) = socket().await;

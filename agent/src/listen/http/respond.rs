@@ -151,7 +151,7 @@ enum Rest {
     UntilClose,
 }
 
-/// Fills the outbox until enough has come together. Pending if the body has no more for now.
+/// Fills the outbox until enough has come together. Pending if the body has no more at the moment.
 fn poll_fill<IO: AsyncRead + AsyncWrite + Unpin>(
     cx: &mut Context<'_>,
     wire: &RefCell<Wire<IO>>,
