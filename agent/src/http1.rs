@@ -7,6 +7,7 @@
 pub mod lines;
 pub mod framing;
 pub mod request;
+pub mod fields;
 pub mod response;
 pub mod chunked;
 pub mod body;

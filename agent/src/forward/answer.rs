@@ -50,7 +50,12 @@ fn grpc_message(text: &str) -> HeaderValue {
 
 /// grpc-status in headers or trailers.
 pub fn grpc_status(headers: &HeaderMap) -> Option<u8> {
-    std::str::from_utf8(headers.get(GRPC_STATUS)?.as_bytes()).ok()?.parse().ok()
+    parse_status(headers.get(GRPC_STATUS)?.as_bytes())
+}
+
+/// The value of grpc-status.
+pub fn parse_status(value: &[u8]) -> Option<u8> {
+    std::str::from_utf8(value).ok()?.parse().ok()
 }
 
 #[cfg(test)]

@@ -11,9 +11,6 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// Elements of X-Forwarded-For that are looked at. A longer chain is not believed.
 const CHAIN: usize = 32;
@@ -48,19 +45,11 @@ pub fn strip_request(headers: &mut HeaderMap, upgrading: bool) {
     }
 }
 
-/// Removes from an answer what concerns only the connection it came on.
-pub fn strip_response(headers: &mut HeaderMap) {
-    if headers.keys().any(is_hop) {
-        strip_connection(headers);
-        headers.remove(header::UPGRADE);
-    }
-}
-
 fn is_hop(name: &HeaderName) -> bool {
-    match *name {
-        header::CONNECTION | header::TE | header::TRANSFER_ENCODING | header::UPGRADE => true,
-        _ => [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS].contains(name),
-    }
+    matches!(
+        name.as_str(),
+        "connection" | "te" | "transfer-encoding" | "upgrade" | "keep-alive" | "proxy-connection" | "http2-settings"
+    )
 }
 
 fn strip_connection(headers: &mut HeaderMap) {
@@ -68,14 +57,13 @@ fn strip_connection(headers: &mut HeaderMap) {
         .get_all(header::CONNECTION)
         .iter()
         .flat_map(options)
+        .filter(|option| !option.eq_ignore_ascii_case(b"keep-alive") && !option.eq_ignore_ascii_case(b"close"))
         .filter_map(|option| HeaderName::from_bytes(option).ok())
         // Without a Host the request would not be one, and the length is what the body is framed by.
         .filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH)
         .collect();
-    named.iter().for_each(|name| while headers.remove(name).is_some() {});
-    for name in
-        [header::CONNECTION, header::TE, header::TRANSFER_ENCODING, KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS]
-    {
+    // Most requests have one of them at most.
+    while let Some(name) = headers.keys().find(|name| is_hop(name) || named.contains(name)).cloned() {
         headers.remove(name);
     }
 }

@@ -11,9 +11,10 @@ use std::{
 };
 
 use api::resource::service::{AppProtocol, Transport};
-use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, request::Parts, uri};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts, uri};
 
 use super::{
+    answer,
     body::{RequestBody, outcome_of_stream},
     h1,
     headers::{self, Forwarded},
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     alarm::Alarm,
     balance::{flow::FlowHash, pick::pick},
-    http1::{framing::Framing, response::ResponseHead},
+    http1::{fields::Fields, framing::Framing, response::ResponseHead},
     local::{Local, Upstream},
     report::{
         outcome::Outcome,
@@ -120,6 +121,13 @@ pub async fn forward(
         record.link = link;
         grpc = record.grpc;
     });
+    if request.headers().len() > local.limits.headers {
+        return Reply::own(account, Outcome::HeaderTooLarge, grpc);
+    }
+    if request.method() == Method::CONNECT {
+        let outcome = Outcome::Malformed("CONNECT is not served; use the protocol of the endpoint");
+        return Reply::own(account, outcome, grpc);
+    }
     let authority = match authority(&mut request, downstream.local) {
         Ok(authority) => authority,
         Err(outcome) => return Reply::own(account, outcome, grpc),
@@ -149,8 +157,9 @@ pub async fn forward(
 /// The authority of a request. That of the target wins over Host (RFC 9112 section 3.2.2); both are the same afterwards.
 fn authority<B>(request: &mut Request<B>, dialled: SocketAddr) -> Result<HeaderValue, Outcome> {
     if let Some(authority) = request.uri().authority() {
-        let value = HeaderValue::from_str(authority.as_str());
-        let value = value.map_err(|_| Outcome::Malformed("the authority is not a name with an optional port"))?;
+        // A user name in front of the host is not part of it, and some servers take it for the host.
+        let value = HeaderValue::from_str(authority.as_str()).ok().filter(|_| !authority.as_str().contains('@'));
+        let value = value.ok_or(Outcome::Malformed("the authority is not a name with an optional port"))?;
         request.headers_mut().insert(header::HOST, value.clone());
         return Ok(value);
     }
@@ -365,20 +374,19 @@ impl Exchange<'_> {
         self.answered(head.status.as_u16());
         let mut response = Response::new(());
         *response.status_mut() = head.status;
-        *response.headers_mut() = head.headers;
-        let upgrade = response.headers_mut().remove(header::UPGRADE);
-        headers::strip_response(response.headers_mut());
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             // Nobody may be switched to a protocol that he did not ask for.
             let asked = self.parts.headers.contains_key(header::UPGRADE);
+            let upgrade = head.fields.get_hop("upgrade").and_then(|value| HeaderValue::from_bytes(value).ok());
             let Some(upgrade) = upgrade.filter(|_| asked) else {
                 return Err(Failed { outcome: Outcome::UpstreamProtocol, again: None, stale: false });
             };
             response.headers_mut().insert(header::UPGRADE, upgrade);
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         }
-        let account = self.account.take();
-        Ok(Reply::http1(account, response, connection, upstream.clone(), &self.session.local))
+        let grpc_status = if self.grpc { head.fields.get("grpc-status").and_then(answer::parse_status) } else { None };
+        let account = self.account.take().with_status(grpc_status);
+        Ok(Reply::http1(account, response, head.fields, connection, upstream.clone(), &self.session.local))
     }
 
     /// One attempt over HTTP/2.
@@ -403,7 +411,7 @@ impl Exchange<'_> {
         if self.parts.headers.remove(header::EXPECT).is_some() {
             interim(&ResponseHead {
                 status: StatusCode::CONTINUE,
-                headers: Default::default(),
+                fields: Fields::default(),
                 framing: Framing::Empty,
                 persists: true,
             });

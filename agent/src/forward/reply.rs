@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 
 use super::{answer, body::BodyError, h1, h2, tunnel::Passed};
 use crate::{
+    http1::fields::Fields,
     local::{Busy, Local, Upstream},
     report::{
         outcome::Outcome,
@@ -27,6 +28,8 @@ use crate::{
 pub struct Reply {
     /// Head and body. Of an upgrade only the head.
     pub response: Response<ReplyBody>,
+    /// Fields of an endpoint of HTTP/1.1, beside those of the response.
+    pub fields: Fields,
     /// The other protocol, if the endpoint agreed to it.
     pub tunnel: Option<Tunnel>,
 }
@@ -75,6 +78,13 @@ impl Account {
     /// Hands the record on; what stays behind is closed.
     pub fn take(&mut self) -> Self {
         std::mem::replace(self, Self::closed())
+    }
+
+    /// With a status of gRPC that came in the headers.
+    pub fn with_status(self, grpc_status: Option<u8>) -> Self {
+        let mut account = self;
+        account.grpc_status = grpc_status;
+        account
     }
 
     fn closed() -> Self {
@@ -131,13 +141,14 @@ impl Reply {
         let mut response = Response::new(ReplyBody { source: Source::Own(body), account });
         *response.status_mut() = status;
         *response.headers_mut() = headers;
-        Self { response, tunnel: None }
+        Self { response, fields: Fields::default(), tunnel: None }
     }
 
-    /// An answer that an endpoint sends.
+    /// An answer that an endpoint of HTTP/1.1 sends.
     pub fn http1(
         mut account: Account,
         response: Response<()>,
+        fields: Fields,
         connection: Box<h1::Connection>,
         upstream: Rc<Upstream>,
         local: &Rc<Local>,
@@ -145,17 +156,16 @@ impl Reply {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let (stream, read) = connection.into_parts();
             let response = response.map(|()| ReplyBody::empty());
-            return Self { response, tunnel: Some(Tunnel { stream, read, account }) };
+            return Self { response, fields, tunnel: Some(Tunnel { stream, read, account }) };
         }
-        account.grpc_status = answer::grpc_status(response.headers());
         if connection.is_answered() {
             release(connection, &upstream, local.now());
             account.close(Outcome::Complete);
             let body = ReplyBody { source: Source::Own(Bytes::new()), account };
-            return Self { response: response.map(|()| body), tunnel: None };
+            return Self { response: response.map(|()| body), fields, tunnel: None };
         }
         let source = Source::Http1 { connection, upstream, local: local.clone() };
-        Self { response: response.map(|()| ReplyBody { source, account }), tunnel: None }
+        Self { response: response.map(|()| ReplyBody { source, account }), fields, tunnel: None }
     }
 
     /// An answer that comes over HTTP/2.
@@ -167,7 +177,13 @@ impl Reply {
             body.settle();
             body
         };
-        Self { response: response.map(body), tunnel: None }
+        Self { response: response.map(body), fields: Fields::default(), tunnel: None }
+    }
+
+    /// The answer as HTTP/2 has it: one map of all fields.
+    pub fn into_mapped(mut self) -> (Response<ReplyBody>, Option<Tunnel>) {
+        self.fields.append_to(self.response.headers_mut());
+        (self.response, self.tunnel)
     }
 }
 

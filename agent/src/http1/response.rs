@@ -3,13 +3,14 @@
 use std::mem::MaybeUninit;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Method, StatusCode};
+use http::{Method, StatusCode};
 
 use super::{
     HeadLimits, Refused,
+    fields::Fields,
     framing::{Declared, Framing},
     lines::{self, Ending, Lines},
-    request::{field_of, malformed},
+    request::malformed,
 };
 
 /// Bounds of an answer's head: generous, since endpoints are not strangers, yet bounded.
@@ -24,7 +25,7 @@ pub struct ResponseHead {
     /// Status, interim ones included.
     pub status: StatusCode,
     /// All fields.
-    pub headers: HeaderMap,
+    pub fields: Fields,
     /// Length of the body.
     pub framing: Framing,
     /// The connection may carry another request after this answer.
@@ -40,15 +41,14 @@ pub fn take(buffer: &mut BytesMut, search: &mut Lines, method: &Method) -> Resul
     let head = lines::take(buffer, length);
     let fields = search.count().saturating_sub(1);
     if fields <= USUAL_FIELDS {
-        parse(&head, fields, method, &mut [const { MaybeUninit::uninit() }; USUAL_FIELDS]).map(Some)
+        parse(&head, method, &mut [const { MaybeUninit::uninit() }; USUAL_FIELDS]).map(Some)
     } else {
-        parse(&head, fields, method, &mut vec![MaybeUninit::uninit(); fields]).map(Some)
+        parse(&head, method, &mut vec![MaybeUninit::uninit(); fields]).map(Some)
     }
 }
 
 fn parse<'a>(
     head: &'a Bytes,
-    fields: usize,
     method: &Method,
     room: &mut [MaybeUninit<httparse::Header<'a>>],
 ) -> Result<ResponseHead, Refused> {
@@ -64,19 +64,14 @@ fn parse<'a>(
     }
     let status = StatusCode::from_u16(code).map_err(|_| Refused::Malformed("the status is below 100"))?;
     let http10 = version == 0;
-    let mut headers = HeaderMap::with_capacity(fields);
     let mut declared = Declared::default();
-    for field in parsed.headers.iter() {
-        let (name, value) = field_of(head, field)?;
-        declared.note(&name, &value)?;
-        headers.append(name, value);
-    }
+    let fields = Fields::new(head, parsed.headers, &mut declared)?;
     let declared_framing = declared.framing(http10)?;
     let bodiless = status.is_informational()
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
         || *method == Method::HEAD;
     let framing = if bodiless { Framing::Empty } else { declared_framing.unwrap_or(Framing::UntilClose) };
-    Ok(ResponseHead { status, headers, framing, persists: declared.persists(http10) && framing != Framing::UntilClose })
+    Ok(ResponseHead { status, fields, framing, persists: declared.persists(http10) && framing != Framing::UntilClose })
 }
 
 #[cfg(test)]

@@ -58,7 +58,8 @@ pub async fn serve<IO>(
     };
     let session = Rc::new(Session::new(local, downstream, certified));
     if http2 {
-        h2::serve(session, io, read, alarm).await;
+        // Boxed, so that it does not make every idle connection of HTTP/1.1 as large as itself.
+        Box::pin(h2::serve(session, io, read, alarm)).await;
     } else {
         h1::serve(session, io, read, alarm).await;
     }

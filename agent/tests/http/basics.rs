@@ -17,7 +17,7 @@ fn requests_share_connections_on_both_sides() {
             client
                 .say("GET /a?b HTTP/1.1\r\nHost: web.shop\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\n\r\n")
                 .await;
-            assert_eq!(client.until("hello").await, "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nserver: x\r\n\r\nhello");
+            assert_eq!(client.until("hello").await, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nServer: x\r\n\r\nhello");
         }
         let records = proxy.closed(3).await;
         assert_eq!(proxy.outcomes(), [Outcome::Complete; 3]);
@@ -78,7 +78,7 @@ fn bodies_pass_whatever_their_framing() {
         let proxy = Proxy::http(&[address]).await;
         let mut client = proxy.client().await;
         client.say("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello").await;
-        assert!(client.until("\r\n\r\nhello").await.contains("content-length: 5\r\n"));
+        assert!(client.until("\r\n\r\nhello").await.contains("Content-Length: 5\r\n"));
         client
             .say("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2;x=y\r\nlo\r\n0\r\n\r\n")
             .await;
@@ -96,14 +96,14 @@ fn bodies_pass_whatever_their_framing() {
 fn answers_without_a_body_have_none() {
     run(async {
         let answers = [
-            ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", "content-length: 5\r\n\r\n"),
+            ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", "Content-Length: 5\r\n\r\n"),
             ("GET", "HTTP/1.1 204 No Content\r\n\r\n", "HTTP/1.1 204 No Content\r\n\r\n"),
             (
                 "GET",
                 "HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\nETag: x\r\n\r\n",
-                "content-length: 9\r\netag: x\r\n\r\n",
+                "Content-Length: 9\r\nETag: x\r\n\r\n",
             ),
-            ("GET", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "content-length: 0\r\n\r\n"),
+            ("GET", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "Content-Length: 0\r\n\r\n"),
             ("HEAD", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\n"),
         ];
         for (method, answer, expected) in answers {
@@ -182,5 +182,28 @@ fn each_request_takes_the_table_of_its_moment() {
         proxy.serve(None);
         client.say("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
         assert!(client.head().await.starts_with("HTTP/1.1 404 "));
+    });
+}
+
+#[test]
+fn an_idle_connection_is_small() {
+    run(async {
+        let proxy = Proxy::http(&[]).await;
+        let peer = proxy.address;
+        let downstream = agent::report::record::Downstream {
+            peer,
+            local: peer,
+            client: peer,
+            client_source: agent::report::record::ClientSource::Peer,
+            frontend: agent::table::FrontendKind::Route,
+            server_name: None,
+            tls: false,
+        };
+        let (stream, _other) = tokio::io::duplex(1);
+        let route = agent::listen::http::HttpRoute::Shared;
+        let future = agent::listen::http::serve(proxy.local.clone(), stream, downstream.into(), route, Some(false));
+        // Thousands of connections idle at once, so this is most of the memory of a busy node.
+        let size = std::mem::size_of_val(&future);
+        assert!(size <= 5 << 10, "{size} bytes");
     });
 }

@@ -42,7 +42,7 @@ fn answers_that_end_early_are_not_taken_for_complete() {
     run(async {
         check(b"", "HTTP/1.1 502 ", Outcome::UpstreamClosed).await;
         check(b"HTTP/1.1 200 OK\r\nContent-", "HTTP/1.1 502 ", Outcome::UpstreamClosed).await;
-        let head = "HTTP/1.1 200 OK\r\ncontent-length: 9\r\nconnection: close\r\n\r\nhello";
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\nconnection: close\r\n\r\nhello";
         check(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello", head, Outcome::UpstreamClosed).await;
         let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n5\r\nhello\r\n";
         check(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", chunked, Outcome::UpstreamClosed)
@@ -106,7 +106,7 @@ fn bytes_behind_an_answer_are_nobodys() {
         let mut client = proxy.client().await;
         for _ in 0..2 {
             client.say("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
-            assert!(client.until("\r\n\r\nhello").await.contains("content-length: 5"));
+            assert!(client.until("\r\n\r\nhello").await.contains("Content-Length: 5"));
         }
         assert!(!proxy.closed(2).await[1].attempts[0].reused);
     });

@@ -59,7 +59,7 @@ fn early_hints_come_before_the_answer() {
         let proxy = Proxy::http(&[address]).await;
         let mut client = proxy.client().await;
         client.say("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
-        assert_eq!(client.head().await, "HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n");
+        assert_eq!(client.head().await, "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n");
         client.until("hello").await;
         let old = proxy.ask("GET / HTTP/1.0\r\n\r\n").await;
         assert!(old.starts_with("HTTP/1.1 200 OK\r\n"), "{old}");

@@ -339,6 +339,43 @@ fn websockets_come_through_http2() {
 }
 
 #[test]
+fn requests_that_cannot_be_passed_on_are_refused() {
+    run(async {
+        let (address, heads) = answering(HELLO).await;
+        let proxy = Proxy::http(&[address]).await;
+        let mut client = client(proxy.address).await;
+        let mut connect = request(Method::CONNECT, full(b""));
+        *connect.uri_mut() = "web.shop:80".parse().expect("an authority");
+        let mut user = request(Method::GET, full(b""));
+        *user.uri_mut() = "http://admin@web.shop/".parse().expect("a URI");
+        let mut many = request(Method::GET, full(b""));
+        for number in 0..60 {
+            let name = http::HeaderName::from_bytes(format!("h{number}").as_bytes()).expect("a token");
+            many.headers_mut().insert(name, "v".parse().expect("visible"));
+        }
+        for (request, status) in [(connect, 400), (user, 400), (many, 431)] {
+            let response = client.send_request(request).await.expect("an answer");
+            assert_eq!(response.status().as_u16(), status);
+        }
+        assert!(heads.borrow().is_empty());
+    });
+}
+
+#[test]
+fn a_tunnel_that_the_endpoint_declines_is_no_success() {
+    run(async {
+        let (address, _) = answering(HELLO).await;
+        let proxy = Proxy::http(&[address]).await;
+        let mut client = client(proxy.address).await;
+        collect(client.send_request(request(Method::GET, full(b""))).await.expect("an answer")).await;
+        let mut connect = request(Method::CONNECT, frames(vec![]));
+        connect.extensions_mut().insert(Protocol::from_static("websocket"));
+        let response = client.send_request(connect).await.expect("an answer");
+        assert_eq!(response.status().as_u16(), 501);
+    });
+}
+
+#[test]
 fn draining_sends_goaway_and_finishes_streams() {
     run(async {
         let (asked, go) = (Rc::new(Notify::new()), Rc::new(Notify::new()));

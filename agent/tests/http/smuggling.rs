@@ -13,7 +13,7 @@ async fn check(bad: &[u8], status: &str) {
     let proxy = Proxy::http(&[address]).await;
     let answer = proxy.ask([b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", bad].concat()).await;
     let shown = String::from_utf8_lossy(bad).into_owned();
-    let rest = answer.strip_prefix("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello").unwrap_or_default();
+    let rest = answer.strip_prefix("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello").unwrap_or_default();
     assert!(rest.starts_with(&format!("HTTP/1.1 {status} ")), "{shown:?}: {answer:?}");
     assert!(rest.contains("proxy-status: portico; error=http_request_error; details="), "{shown:?}: {rest:?}");
     assert!(rest.contains("connection: close\r\n") && rest.ends_with("\n"), "{shown:?}: {rest:?}");

@@ -35,7 +35,7 @@ fn both_ends_talk_past_us_and_end_by_themselves() {
         client.say(format!("{UPGRADE}early ")).await;
         let head = client.head().await;
         assert!(head.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{head}");
-        for field in ["connection: upgrade\r\n", "upgrade: websocket\r\n", "sec-websocket-accept: x\r\n"] {
+        for field in ["connection: upgrade\r\n", "upgrade: websocket\r\n", "Sec-WebSocket-Accept: x\r\n"] {
             assert!(head.contains(field), "{field:?} in {head}");
         }
         assert!(!head.contains("content-length"), "{head}");

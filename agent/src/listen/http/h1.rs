@@ -19,7 +19,7 @@ use crate::{
         reply::{Reply, Tunnel},
         tunnel::{self, End},
     },
-    http1::{Refused, framing::Framing, request::RequestHead, response::ResponseHead, write},
+    http1::{Refused, fields::Fields, framing::Framing, request::RequestHead, response::ResponseHead, write},
     report::outcome::Outcome,
 };
 
@@ -102,7 +102,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Served<IO> {
             if !asked.http10 {
                 let out = &mut self.wire.borrow_mut().outbox;
                 write::status_line(out.gather(), head.status);
-                write::fields(out.gather(), &head.headers);
+                head.fields.write(out.gather());
                 out.gather().extend_from_slice(b"\r\n");
             }
         };
@@ -151,7 +151,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Served<IO> {
             let wire = &mut *self.wire.borrow_mut();
             // What is left of a body that nobody reads would be taken for the next request.
             asked.persists &= wire.is_uploaded() && !local.drain.is_draining();
-            respond::head(wire.outbox.gather(), parts.status, &parts.headers, framing, asked)
+            respond::head(wire.outbox.gather(), parts.status, (&reply.fields, &parts.headers), framing, asked)
         };
         if respond::body(local, &self.wire, body, framing, &self.alarm).await.is_err() {
             return After::Gone;
@@ -170,12 +170,18 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Served<IO> {
         {
             let wire = &mut *self.wire.borrow_mut();
             let asked = Asked { head: false, http10: false, persists: false };
-            respond::head(wire.outbox.gather(), status, &headers, Framing::Length(body.len() as u64), asked);
+            let framing = Framing::Length(body.len() as u64);
+            respond::head(wire.outbox.gather(), status, (&Fields::default(), &headers), framing, asked);
             wire.outbox.push(body);
         }
         record.close(outcome);
-        // A client that reads nothing gets nothing: the answer fits into the socket, or is lost.
-        if poll_fn(|cx| self.wire.borrow_mut().poll_write(cx)).await.is_ok() {
+        let local = &self.session.local;
+        self.alarm.set(Some(local.now() + local.limits.header_timeout));
+        let written = poll_fn(|cx| {
+            let written = self.wire.borrow_mut().poll_write(cx).map(|written| written.is_ok());
+            if written.is_pending() { self.alarm.poll(cx).map(|()| false) } else { written }
+        });
+        if written.await {
             self.linger().await;
         }
     }

@@ -17,7 +17,7 @@ use crate::{
         body::RequestBody,
         coalesce::{Coalesced, LocalExecutor},
         http::{Session, forward},
-        reply::{Reply, ReplyBody, Tunnel},
+        reply::{ReplyBody, Tunnel},
         tunnel::{self, End},
     },
 };
@@ -117,9 +117,14 @@ async fn respond(session: &Rc<Session>, mut request: Request<Incoming>) -> Respo
     request.headers_mut().remove(header::EXPECT);
     let Some((protocol, upgrade)) = tunnelling else {
         let request = request.map(RequestBody::http2);
-        return forward(session, request, false, &alarm, |_| ()).await.response;
+        return forward(session, request, false, &alarm, |_| ()).await.into_mapped().0;
     };
-    let Reply { mut response, tunnel } = forward(session, as_upgrade(request, protocol), true, &alarm, |_| ()).await;
+    let reply = forward(session, as_upgrade(request, protocol), true, &alarm, |_| ()).await;
+    let (mut response, tunnel) = reply.into_mapped();
+    if tunnel.is_none() && response.status().is_success() {
+        // To this client, success would mean that the tunnel stands.
+        *response.status_mut() = StatusCode::NOT_IMPLEMENTED;
+    }
     if let Some(tunnel) = tunnel {
         spawn_local(carry(session.clone(), upgrade, tunnel, alarm));
         // HTTP/2 has no 101: the stream is the connection (RFC 8441 section 5).

@@ -18,7 +18,7 @@ use super::wire::Wire;
 use crate::{
     alarm::Alarm,
     forward::reply::ReplyBody,
-    http1::{framing::Framing, write},
+    http1::{fields::Fields, framing::Framing, write},
     local::Local,
 };
 
@@ -56,13 +56,21 @@ impl Asked {
     }
 }
 
-/// Writes the head of an answer. Gives whether the connection persists after it.
-pub fn head(out: &mut BytesMut, status: StatusCode, headers: &HeaderMap, framing: Framing, asked: Asked) -> bool {
+/// Writes the head of an answer, whose fields are those of an endpoint and of a map. Gives whether the connection persists
+/// after it.
+pub fn head(
+    out: &mut BytesMut,
+    status: StatusCode,
+    (fields, headers): (&Fields, &HeaderMap),
+    framing: Framing,
+    asked: Asked,
+) -> bool {
     let persists = asked.persists && framing != Framing::UntilClose;
     write::status_line(out, status);
+    fields.write(out);
     write::fields(out, headers);
     // What an endpoint says of a body that does not come, as with HEAD and 304, stays as it is.
-    let says_length = || headers.contains_key(header::CONTENT_LENGTH);
+    let says_length = || fields.get("content-length").is_some() || headers.contains_key(header::CONTENT_LENGTH);
     match framing {
         Framing::Length(length) if !says_length() => write::length(out, length),
         Framing::Empty if !asked.head && has_length(status) && !says_length() => write::length(out, 0),

@@ -186,10 +186,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
     /// Ends our direction, then reads and discards what the client still sends, within bounds.
     pub fn poll_linger(&mut self, cx: &mut Context<'_>, local: &Local, lingering: &mut Lingering) -> Poll<()> {
         if !lingering.shut {
-            // A client that is gone needs no end.
-            let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
+            // A client that is gone needs no end, and one that reads nothing does not see it.
+            if Pin::new(&mut self.io).poll_shutdown(cx).is_pending() {
+                return lingering.alarm.poll(cx);
+            }
             lingering.shut = true;
-            lingering.alarm.set(Some(local.now() + LINGER.1));
         }
         while !self.ended && lingering.read < LINGER.0 {
             self.buffer.clear();
@@ -223,7 +224,9 @@ pub struct Lingering {
 impl Lingering {
     /// Before the end of our direction.
     pub fn new(local: &Local) -> Self {
-        Self { alarm: local.alarms.alarm(), shut: false, read: 0 }
+        let alarm = local.alarms.alarm();
+        alarm.set(Some(local.now() + LINGER.1));
+        Self { alarm, shut: false, read: 0 }
     }
 }
 
