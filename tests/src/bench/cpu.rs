@@ -66,20 +66,28 @@ pub fn cores() -> Result<Cores> {
     }
 }
 
+/// What the kernel says of a thread that was listed and has ended since: its files are gone, or have nothing to read.
+fn has_ended(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}
+
 fn add_process(pid: u32, total: &mut Usage) -> io::Result<()> {
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let task = task?.path();
         match fs::read_to_string(task.join("schedstat")) {
             Ok(text) => add_thread(&text, total)?,
             // The thread ended between being listed and being read.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && Path::new(&format!("/proc/{pid}")).exists() => {
+            Err(error) if has_ended(&error) && Path::new(&format!("/proc/{pid}")).exists() => {
                 continue;
             }
             Err(error) => return Err(error),
         }
         for child in fs::read_to_string(task.join("children")).unwrap_or_default().split_whitespace() {
             if let Ok(child) = child.parse() {
-                add_process(child, total)?;
+                match add_process(child, total) {
+                    Err(error) if has_ended(&error) => {}
+                    added => added?,
+                }
             }
         }
     }
