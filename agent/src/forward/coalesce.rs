@@ -6,7 +6,7 @@ use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
     io,
-    pin::{Pin, pin},
+    pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
 };
@@ -21,7 +21,7 @@ use tokio::{
 /// Bytes gathered before they are written in any case.
 const ENOUGH: usize = 64 << 10;
 
-/// Gathers what is written to `IO` until [`Coalesced::run`] has polled its connection.
+/// Gathers what is written to `IO` until [`Coalesced::poll_run`] has polled its connection.
 pub struct Coalesced<IO>(Rc<Shared<IO>>);
 
 struct Shared<IO> {
@@ -39,8 +39,13 @@ struct Inner<IO> {
     failed: Option<io::Error>,
 }
 
-/// Spawns the tasks of a connection on the worker, each of which leaves nothing unwritten behind.
-pub struct LocalExecutor<IO>(Coalesced<IO>);
+/// Spawns the tasks of a client's connection on the worker. One of them is the connection itself, so each leaves nothing
+/// unwritten behind.
+pub struct DrivingExecutor<IO>(Coalesced<IO>);
+
+/// Spawns the tasks of a server's connection on the worker: one for each stream. They never write themselves.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamExecutor;
 
 // === impl Coalesced ===
 
@@ -49,12 +54,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Coalesced<IO> {
     pub fn new(io: IO, prefix: BytesMut) -> Self {
         let inner = RefCell::new(Inner { io, gathered: BytesMut::new(), prefix, failed: None });
         Self(Rc::new(Shared { inner, touched: Cell::new(false) }))
-    }
-
-    /// Runs `connection`, or a part of it, writing after each poll what it left.
-    pub async fn run<F: Future>(self, connection: F) -> F::Output {
-        let mut connection = pin!(connection);
-        poll_fn(|cx| self.poll_run(cx, connection.as_mut())).await
     }
 
     /// Polls `connection`, then writes what it left.
@@ -155,30 +154,38 @@ impl<IO: AsyncWrite + Unpin> Inner<IO> {
     }
 }
 
-// === impl LocalExecutor ===
+// === impl DrivingExecutor ===
 
-impl<IO> LocalExecutor<IO> {
+impl<IO> DrivingExecutor<IO> {
     /// For the tasks of one connection.
     pub fn new(io: Coalesced<IO>) -> Self {
         Self(io)
     }
 }
 
-impl<IO> Clone for LocalExecutor<IO> {
+impl<IO> Clone for DrivingExecutor<IO> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<IO, F> Executor<F> for LocalExecutor<IO>
+impl<IO, F> Executor<F> for DrivingExecutor<IO>
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
     F: Future + 'static,
 {
     fn execute(&self, task: F) {
         let io = self.0.clone();
-        spawn_local(async move {
-            io.run(task).await;
-        });
+        // Boxed, because a future that holds another is moved with it, and connections are large.
+        let mut task = Box::pin(task);
+        spawn_local(poll_fn(move |cx| io.poll_run(cx, task.as_mut()).map(drop)));
+    }
+}
+
+// === impl StreamExecutor ===
+
+impl<F: Future<Output = ()> + 'static> Executor<F> for StreamExecutor {
+    fn execute(&self, task: F) {
+        spawn_local(task);
     }
 }

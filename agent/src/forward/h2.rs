@@ -19,7 +19,7 @@ use tokio::{sync::Notify, task::spawn_local};
 
 use super::{
     body::RequestBody,
-    coalesce::{Coalesced, LocalExecutor},
+    coalesce::{Coalesced, DrivingExecutor},
     socket,
 };
 use crate::report::outcome::Outcome;
@@ -138,7 +138,7 @@ impl Drop for Dialing<'_> {
 async fn connect(address: SocketAddr, limit: Duration, now: Instant) -> Result<Rc<Connection>, Outcome> {
     let stream = socket::dial(address, limit).await?;
     let io = Coalesced::new(stream, BytesMut::new());
-    let handshake = http2::Builder::new(LocalExecutor::new(io.clone()))
+    let handshake = http2::Builder::new(DrivingExecutor::new(io.clone()))
         .initial_stream_window_size(WINDOWS.0)
         .initial_connection_window_size(WINDOWS.1)
         .handshake(TokioIo::new(io));

@@ -15,7 +15,7 @@ use crate::{
     alarm::Alarm,
     forward::{
         body::RequestBody,
-        coalesce::{Coalesced, LocalExecutor},
+        coalesce::{Coalesced, StreamExecutor},
         http::{Session, forward},
         reply::{ReplyBody, Tunnel},
         tunnel::{self, End},
@@ -52,14 +52,15 @@ where
         service_fn(move |request| {
             served.set(served.get() + 1);
             let (session, open) = (session.clone(), Open::new(&open));
-            async move {
+            // Boxed, because it is moved several times until it runs, and holds all that a request needs.
+            Box::pin(async move {
                 let response = respond(&session, request).await;
                 drop(open);
                 Ok::<_, Infallible>(response)
-            }
+            })
         })
     };
-    let mut builder = http2::Builder::new(LocalExecutor::new(io.clone()));
+    let mut builder = http2::Builder::new(StreamExecutor);
     builder
         .timer(TokioTimer::new())
         .initial_stream_window_size(WINDOWS.0)
