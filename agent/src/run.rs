@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::atomic::Ordering, time::SystemTime};
 use api::delta::client::Client;
 use opentelemetry::{KeyValue, metrics::MeterProvider as _};
 use runtime::{admin::Admin, drain, ready::Readiness, telemetry::Component};
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tonic::transport::Endpoint;
 
 use crate::{
@@ -51,9 +51,23 @@ pub enum Error {
 /// Runs an agent until draining has begun and is over.
 ///
 /// # Errors
-/// [`Error`]; after one, nothing of the agent is left running.
+/// [`Error`]. Either way nothing of the agent is left running, and its ports are free again.
 pub async fn run(config: Config, telemetry: &Component, drain: drain::Watch) -> Result<(), Error> {
     let _guard = drain.guard();
+    let mut tasks = JoinSet::new();
+    let ended = run_beside(&mut tasks, config, telemetry, drain).await;
+    // A task that is only told to stop may hold its port a while longer.
+    tasks.shutdown().await;
+    ended
+}
+
+/// Runs the data plane; what else an agent does is in `tasks`, and goes on until the data plane has drained.
+async fn run_beside(
+    tasks: &mut JoinSet<Result<(), Error>>,
+    config: Config,
+    telemetry: &Component,
+    drain: drain::Watch,
+) -> Result<(), Error> {
     let readiness = Readiness::new();
     let first_commit = readiness.latch("first commit of the gateway applied");
     let identity = Identity { node: config.here.node.clone(), instance: format!("{:016x}", fastrand::u64(..)) };
@@ -66,21 +80,25 @@ pub async fn run(config: Config, telemetry: &Component, drain: drain::Watch) -> 
     let (control, progress, counters) = Control::new(&config.gateways, client, compiler, workers, first_commit)?;
     observe(telemetry, progress.clone(), counters);
 
-    let mut tasks = Tasks::default();
     for gateway in &config.gateways {
         let endpoint = Endpoint::from_shared(gateway.clone())?.connect_timeout(std::time::Duration::from_secs(3));
-        tasks.spawn(status::report(endpoint, identity.clone(), progress.clone(), drain.clone()));
+        let report = status::report(endpoint, identity.clone(), progress.clone(), drain.clone());
+        tasks.spawn(async move {
+            report.await;
+            Ok(())
+        });
     }
     let admin = admin(readiness, telemetry, progress.clone());
-    let serve_admin = listen_admin(config.admin_listen, progress, admin, drain.clone());
-    let mut serve_admin = tasks.spawn_handle(serve_admin);
+    tasks.spawn(listen_admin(config.admin_listen, progress, admin, drain.clone()));
     let control = control.run(drain);
     tokio::pin!(control);
     let workers = loop {
         tokio::select! {
             workers = &mut control => break workers.ok_or(Error::Worker)?,
-            ended = &mut serve_admin, if !serve_admin.is_finished() => if let Ok(Err(error)) = ended {
-                return Err(error);
+            Some(ended) = tasks.join_next() => match ended {
+                Ok(ended) => ended?,
+                Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
+                Err(_) => {}
             },
         }
     };
@@ -89,30 +107,6 @@ pub async fn run(config: Config, telemetry: &Component, drain: drain::Watch) -> 
     reporting.shutdown();
     tracing::info!(node = identity.node, "drained");
     Ok(())
-}
-
-/// Tasks that end with the agent.
-#[derive(Default)]
-struct Tasks(Vec<tokio::task::AbortHandle>);
-
-// === impl Tasks ===
-
-impl Tasks {
-    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        self.0.push(tokio::spawn(task).abort_handle());
-    }
-
-    fn spawn_handle<T: Send + 'static>(&mut self, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
-        let handle = tokio::spawn(task);
-        self.0.push(handle.abort_handle());
-        handle
-    }
-}
-
-impl Drop for Tasks {
-    fn drop(&mut self) {
-        self.0.iter().for_each(tokio::task::AbortHandle::abort);
-    }
 }
 
 /// Opens the admin port: where the configuration says, else at the node's address once that is known.

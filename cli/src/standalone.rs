@@ -167,6 +167,11 @@ pub async fn run_until(options: Standalone, stop: impl Future<Output = &'static 
     objects.abort();
     if shutdown::drain(gateway_drain, LAST_DRAIN).await == shutdown::Ended::Deadline {
         tracing::warn!("the gateway did not finish in time");
+        gateway.abort();
+    }
+    // Its ports are free only then, and whoever starts the next one needs them.
+    if !gateway.is_finished() {
+        let _ = gateway.await;
     }
     let flush = move || gateway_telemetry.shutdown(Duration::from_secs(5));
     if let Ok(Err(error)) = tokio::task::spawn_blocking(flush).await {

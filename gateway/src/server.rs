@@ -250,12 +250,18 @@ fn process_seed() -> u64 {
 // === impl Running ===
 
 impl Running {
-    /// Completes when everything has ended after a drain.
+    /// Completes when everything has ended after a drain, and every port is free again.
     ///
     /// # Errors
     /// What ended although nobody asked for it. Everything else is stopped then.
     pub async fn wait(mut self) -> Result<(), Error> {
-        // The admin port answers to the very end, and is stopped by being dropped.
+        let ended = self.ended().await;
+        // The admin port answers to the very end. A task that is only told to stop may hold its port a while longer.
+        self.tasks.shutdown().await;
+        ended
+    }
+
+    async fn ended(&mut self) -> Result<(), Error> {
         while self.tasks.len() > 1 || !self.drain.is_draining() {
             let (name, result) = match self.tasks.join_next().await {
                 Some(Ok(ended)) => ended,

@@ -41,9 +41,16 @@ impl Stack {
 
     /// As [`Stack::start`], with more options of `portico standalone`.
     pub async fn start_with(manifests: &[(&str, &str)], options: &[&str]) -> Self {
+        Self::start_in(Net::claim(), manifests, options).await
+    }
+
+    /// As [`Stack::start_with`], at given addresses.
+    ///
+    /// # Panics
+    /// When it ends instead of serving; the message says why.
+    pub async fn start_in(net: Net, manifests: &[(&str, &str)], options: &[&str]) -> Self {
         // It fails only if another stack of the process has installed it.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let net = Net::claim();
         let directory = tempfile::tempdir().expect("a temporary directory");
         for (name, text) in manifests {
             std::fs::write(directory.path().join(name), net.place(text)).expect("a manifest can be written");
@@ -74,11 +81,13 @@ impl Stack {
             let _ = stopped.await;
             "the test is over"
         };
-        let task = tokio::spawn(standalone::run_until(options.expect("no problem was reported"), stopped));
+        let mut task = tokio::spawn(standalone::run_until(options.expect("no problem was reported"), stopped));
         let inspector = Inspector::new(net.at("0.1", 18_001));
-        let this = Self { net, manifests: directory, stop: Some(stop), task: Some(task), inspector };
-        this.serving().await;
-        this
+        tokio::select! {
+            () = inspector.serving() => {}
+            ended = &mut task => panic!("it ended instead of serving: {ended:?}"),
+        }
+        Self { net, manifests: directory, stop: Some(stop), task: Some(task), inspector }
     }
 
     /// An address of this stack: `ip("1.1")` is 127.N.1.1.
@@ -134,10 +143,11 @@ impl Stack {
         self.inspector.serving().await;
     }
 
-    /// Ends the stack as a signal would, and waits until it has drained.
-    pub async fn stop(mut self) {
+    /// Ends the stack as a signal would, and waits until it has drained. Its addresses are free again then.
+    pub async fn stop(mut self) -> Net {
         drop(self.stop.take());
         let task = self.task.take().expect("a stack is stopped once");
         task.await.expect("no panic").expect("a clean end");
+        self.net
     }
 }

@@ -8,6 +8,8 @@ use std::{
 use api::proto::inspect::{Object, ObjectKind, object::Kind as Content};
 use tests::{
     client::{self, Client},
+    manifests::node,
+    net::Net,
     stack::Stack,
 };
 
@@ -68,7 +70,7 @@ async fn a_client_keeps_its_pod_through_every_node() {
         let mut pods = BTreeSet::new();
         for node in ["1.1", "1.2", "1.3"] {
             let mut connection = Client::connect(client, stack.at(node, 30_080)).await.expect("a node port");
-            for _ in 0..5 {
+            for _ in 0..10 {
                 let answer = connection.get("web", "/").await.expect("an answer");
                 assert_eq!(answer.field("client"), client.to_string());
                 pods.insert(answer.field("pod"));
@@ -106,4 +108,13 @@ async fn what_cannot_be_served_says_why() {
     let ip = cluster_ip(&stack, "empty").await;
     assert_eq!(client::get(stack.ip("9.1"), (ip, 80).into(), "x", "/").await.status, 503);
     stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_one_can_start_where_one_has_just_ended() {
+    let manifests = [("all.yaml", &*node("node-a", 1))];
+    let mut net = Net::claim();
+    for _ in 0..10 {
+        net = Stack::start_in(net, &manifests, &[]).await.stop().await;
+    }
 }
