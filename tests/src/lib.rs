@@ -36,3 +36,5 @@ pub mod deployment;
 pub mod standalone;
 /// A whole Portico in one process.
 pub mod stack;
+/// What makes a network namespace a Node: Pods as namespaces, containers as processes.
+pub mod kubelet;

@@ -1,0 +1,81 @@
+//! The sandbox's kubelet: what makes a network namespace a Node. Pods are network namespaces, containers are processes
+//! of this machine in namespaces of their own, and images are entries of a table.
+//!
+//! It keeps the promises that the controllers of Kubernetes, rollouts and Portico rely on: probes, restarts, termination,
+//! projected tokens, conditions. It does not limit resources, and it pulls nothing.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use anyhow::Context as _;
+use kube::Client;
+use tokio::{sync::oneshot, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+/// Commands of the system that the kubelet runs.
+pub mod command;
+/// The Node object: registration, Lease and conditions.
+pub mod node;
+/// Which Node a Pod goes to.
+pub mod schedule;
+
+/// What one node is.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Name of the Node object.
+    pub node: String,
+    /// Name of the network namespace that is the node's, as `ip netns` lists it. `None` is the namespace of the caller.
+    pub namespace: Option<String>,
+    /// Value of the label `topology.kubernetes.io/zone`.
+    pub zone: String,
+    /// Addresses of the node in that namespace, at most one of each family; the first is the primary one.
+    pub addresses: Vec<IpAddr>,
+    /// How the kubelet reaches the API server, from within the namespace.
+    pub api: kube::Config,
+    /// Directory of this node alone: volumes, roots of containers and logs. Everything mounted by the kubelet is below it.
+    pub state: PathBuf,
+    /// The program that the image `portico` holds.
+    pub portico: PathBuf,
+}
+
+/// Runs the kubelet of one node until it is stopped. Then every process of its Pods is killed and what it mounted and
+/// created is removed, as if the machine had lost its power: the Node and its Pods stay in the API server.
+///
+/// It runs in a thread of its own that is inside the node's network namespace, so that a node that is cut off from the
+/// API server has a kubelet that is cut off too.
+///
+/// # Errors
+/// When the namespace cannot be entered, or the API server refuses the Node.
+pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let (done, ended) = oneshot::channel();
+    std::thread::Builder::new().name(format!("kubelet-{}", config.node)).spawn(move || {
+        // Whoever waited for the end may have gone.
+        let _ = done.send(run_here(&config, stop));
+    })?;
+    ended.await.context("the kubelet's thread panicked")?
+}
+
+fn run_here(config: &Config, stop: CancellationToken) -> anyhow::Result<()> {
+    if let Some(name) = &config.namespace {
+        let file =
+            std::fs::File::open(format!("/run/netns/{name}")).with_context(|| format!("network namespace {name}"))?;
+        nix::sched::setns(&file, nix::sched::CloneFlags::CLONE_NEWNET)
+            .with_context(|| format!("cannot enter network namespace {name}; this needs root"))?;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(serve(config, stop))
+}
+
+async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let client = Client::try_from(config.api.clone())?;
+    let mut tasks = JoinSet::new();
+    let registered = tokio::select! {
+        node = node::register(&client, config) => node?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    tasks.spawn(node::renew(client.clone(), config.node.clone(), registered.metadata.uid.clone()));
+    tasks.spawn(node::report(client.clone(), config.clone()));
+    tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        Some(ended) = tasks.join_next() => ended?,
+    }
+}
