@@ -1,12 +1,19 @@
 //! Options of an agent, as typed and as used.
 
-use std::{num::NonZeroU16, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU16,
+    time::Duration,
+};
 
 use clap::Args as ClapArgs;
 use ipnet::IpNet;
 use runtime::args::{Problems, parse};
 
 use crate::{apply::compile::Here, local::Limits, report::access_log::AccessLog};
+
+/// Where the admin port of an agent is when nothing else is said.
+pub const ADMIN_PORT: u16 = 18_081;
 
 /// Options as typed. They are strings so that all mistakes can be reported together.
 #[derive(Clone, Debug, ClapArgs)]
@@ -23,8 +30,8 @@ pub struct Args {
     /// Name of this node's Node object [default: $NODE_NAME, else the host name]
     #[arg(long, env = "PORTICO_NODE", value_name = "NAME")]
     pub node: Option<String>,
-    /// Where live, ready, metrics and debug answer [default: the node's address, port 18081]
-    #[arg(long, env = "PORTICO_ADMIN_LISTEN", value_name = "ADDR:PORT")]
+    /// Where live, ready, metrics and debug answer; the port may be left out [default: the node's address, port 18081]
+    #[arg(long, env = "PORTICO_ADMIN_LISTEN", value_name = "ADDR[:PORT]")]
     pub admin_listen: Option<String>,
     /// Options of the data plane.
     #[command(flatten)]
@@ -96,7 +103,7 @@ pub struct Config {
     /// Discovery addresses of the gateway's replicas.
     pub gateways: Vec<String>,
     /// Where the admin port listens; `None` means at the node's address.
-    pub admin_listen: Option<std::net::SocketAddr>,
+    pub admin_listen: Option<SocketAddr>,
     /// Data-plane threads.
     pub workers: usize,
     /// What decides the table.
@@ -141,8 +148,8 @@ impl Args {
             Some(raw) => Some(problems.value(
                 "--admin-listen",
                 raw,
-                parse::socket_addr,
-                "an address with port, such as 10.0.0.1:18081",
+                admin_listen,
+                "an address, or one with port, such as 10.0.0.1:18081 or [fd00::1]:18081",
             )?),
             None => None,
         };
@@ -247,5 +254,35 @@ impl DataPlaneArgs {
                 _ => AccessLog::Off,
             },
         })
+    }
+}
+
+/// An address with port, or without one: then it is the usual one. An address alone is what the downward API gives for the
+/// node, and of an IPv6 address only this form can be put together without brackets.
+fn admin_listen(raw: &str) -> Result<SocketAddr, String> {
+    match raw.parse::<IpAddr>() {
+        Ok(address) => Ok(SocketAddr::new(address, ADMIN_PORT)),
+        Err(_) => parse::socket_addr(raw).map_err(|_| "is not an address, with or without port".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_admin_port_of_an_address_alone_is_the_usual_one() {
+        let listen = |raw| admin_listen(raw).map(|address| address.to_string());
+        for (raw, expected) in [
+            ("10.0.0.1", "10.0.0.1:18081"),
+            ("fd00::1", "[fd00::1]:18081"),
+            ("10.0.0.1:80", "10.0.0.1:80"),
+            ("[fd00::1]:80", "[fd00::1]:80"),
+        ] {
+            assert_eq!(listen(raw).as_deref(), Ok(expected));
+        }
+        for wrong in ["", "18081", ":18081", "node-1", "[fd00::1]", "10.0.0.1:"] {
+            assert!(listen(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -13,15 +13,12 @@ use crate::{
         compile::Compiler,
         control::{Control, Counters, Progress},
     },
-    config::Config,
+    config::{ADMIN_PORT, Config},
     report::export::{self, NodeIdentity},
     status::{self, Identity},
     table::certificate::TlsContext,
     worker::Workers,
 };
-
-/// Where the admin port of an agent is when nothing else is said.
-pub const ADMIN_PORT: u16 = 18_081;
 
 /// Why an agent could not start, or ended early.
 #[derive(Debug, thiserror::Error)]
