@@ -13,11 +13,12 @@ use k8s_openapi::{
 
 pub mod addresses;
 pub mod defaults;
+pub mod load_balancers;
 pub mod node_ports;
 pub mod slices;
 
 use crate::{
-    ipam::pool::PortRange,
+    ipam::{load_balancer::memory::Memory, pool::PortRange},
     problem::{ByObject, Problem},
     watch::object::{Kind, Object, ObjectKey},
 };
@@ -38,6 +39,7 @@ pub struct Rules {
 pub struct Held {
     pub(crate) addresses: addresses::Held,
     pub(crate) node_ports: node_ports::Held,
+    pub(crate) load_balancers: Memory,
 }
 
 /// What the API server would show.
@@ -65,7 +67,7 @@ pub fn emulate(rules: &Rules, objects: &BTreeMap<ObjectKey, Object>, held: &mut 
     services.sort();
     addresses::cluster_ips(rules, &mut services, &mut held.addresses, &mut problems);
     node_ports::assign(rules, &mut services, &mut held.node_ports, &mut problems);
-    addresses::load_balancers(rules, &mut services, &mut held.addresses, &mut problems);
+    load_balancers::assign(rules, objects, &mut services, &mut held.load_balancers, &mut problems);
 
     let mut completed = BTreeMap::new();
     for slice in slices::all(&services, objects) {
@@ -80,7 +82,7 @@ pub fn emulate(rules: &Rules, objects: &BTreeMap<ObjectKey, Object>, held: &mut 
             Object::EndpointSlice(slice) => {
                 completed.insert(key.clone(), Object::EndpointSlice(defaults::slice(slice.clone())));
             }
-            Object::Pod(_) | Object::Node(_) | Object::Secret(_) | Object::Namespace(_) => {
+            Object::Pod(_) | Object::Node(_) | Object::Secret(_) | Object::Namespace(_) | Object::AddressPool(_) => {
                 completed.insert(key.clone(), object.clone());
             }
         }

@@ -2,3 +2,4 @@
 
 pub mod allocate;
 pub mod pool;
+pub mod load_balancer;

@@ -31,5 +31,8 @@ pub mod control;
 /// All of it put together.
 pub mod server;
 
-/// Our `spec.loadBalancerClass`. Services without a class are ours as well (S11.1).
+/// Our `spec.loadBalancerClass`. With manifests, Services without a class are ours as well (S11.1).
 pub const LOAD_BALANCER_CLASS: &str = "portico.dev/gateway";
+
+/// Name of the address pool that an option makes.
+pub const DEFAULT_POOL: &str = "default";

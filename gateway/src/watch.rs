@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
 
 use tokio::sync::mpsc;
 
+pub mod address_pool;
 pub mod kube;
 pub mod manifest;
 pub mod object;

@@ -1,11 +1,11 @@
-//! ClusterIPs and load-balancer addresses.
+//! ClusterIPs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
 
-use k8s_openapi::api::core::v1::{LoadBalancerIngress, LoadBalancerStatus, Service, ServiceStatus};
+use k8s_openapi::api::core::v1::Service;
 
 use super::{Rules, Services, report, seed};
 use crate::{
@@ -23,7 +23,6 @@ const FAMILIES: [(&str, bool); 2] = [("IPv4", true), ("IPv6", false)];
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Held {
     cluster: BTreeMap<(ObjectKey, bool), IpAddr>,
-    load_balancer: BTreeMap<(ObjectKey, bool), IpAddr>,
 }
 
 /// Gives every Service that is not headless its ClusterIPs, one for each of its families.
@@ -98,80 +97,6 @@ pub fn cluster_ips(rules: &Rules, services: &mut Services, held: &mut Held, prob
     }
 }
 
-/// Gives Services of type LoadBalancer an address of each of their families, and writes it into their status.
-///
-/// `spec.loadBalancerIP` is honoured where the pool has it; Services that ask for the same address share it as long as
-/// their ports differ. Services of another class are somebody else's (S11.1).
-pub fn load_balancers(rules: &Rules, services: &mut Services, held: &mut Held, problems: &mut ByObject) {
-    let order = services.oldest_first();
-    let mut ingress: BTreeMap<ObjectKey, Vec<IpAddr>> = BTreeMap::new();
-    for (family, is_ipv4) in FAMILIES {
-        let pool = Pool::of_addresses(&rules.load_balancer_pool, is_ipv4);
-        let claim = |key: &ObjectKey| {
-            let service = services.get(key).filter(|service| is_our_load_balancer(service))?;
-            let spec = service.spec.as_ref()?;
-            if !spec.ip_families.iter().flatten().any(|wanted| wanted == family) {
-                return None;
-            }
-            let asked = spec.load_balancer_ip.as_deref().and_then(|address| address.parse::<IpAddr>().ok());
-            if asked.is_none() && pool.is_empty() {
-                return None;
-            }
-            Some(Claim {
-                owner: key.clone(),
-                asked: asked.filter(|address| address.is_ipv4() == is_ipv4),
-                held: held.load_balancer.get(&(key.clone(), is_ipv4)).copied().or(in_status(service, is_ipv4)),
-                parts: ports(service),
-                seed: 0,
-            })
-            // Who asks for one address gets one, not a second of the other family (S11.4).
-            .filter(|claim| claim.asked.is_some() == asked.is_some())
-        };
-        let claims: Vec<_> = order.iter().filter_map(claim).collect();
-        let allocation = allocate(&pool, &claims);
-        for (owner, refusal) in &allocation.refused {
-            let message = match refusal {
-                Refusal::Outside(address) => {
-                    format!("spec.loadBalancerIP {address} is not within --load-balancer-pool; no address is assigned")
-                }
-                Refusal::Taken(address, other) => {
-                    format!("spec.loadBalancerIP {address} belongs to {other}, which is older and uses the same port")
-                }
-                Refusal::Exhausted => format!("no {family} address: --load-balancer-pool has none free"),
-            };
-            report(problems, owner, "LOAD_BALANCER_IP_CONFLICT", message);
-        }
-        let asked: BTreeSet<_> =
-            claims.iter().filter(|claim| claim.asked.is_some()).map(|claim| &claim.owner).collect();
-        held.load_balancer.retain(|(_, of), _| *of != is_ipv4);
-        for (owner, address) in allocation.granted {
-            if !asked.contains(&owner) {
-                held.load_balancer.insert((owner.clone(), is_ipv4), address);
-            }
-            ingress.entry(owner).or_default().push(address);
-        }
-    }
-    for key in order {
-        let Some(service) = services.get_mut(&key) else { continue };
-        if !is_our_load_balancer(service) {
-            continue;
-        }
-        if let Some(asked) = service.spec.as_ref().and_then(|spec| spec.load_balancer_ip.as_deref())
-            && asked.parse::<IpAddr>().is_err()
-        {
-            report(problems, &key, "INVALID_ADDRESS", format!("spec.loadBalancerIP {asked:?} is not an IP address"));
-        }
-        let entry = |address: &IpAddr| LoadBalancerIngress {
-            ip: Some(address.to_string()),
-            ip_mode: Some("VIP".to_owned()),
-            ..Default::default()
-        };
-        let addresses = ingress.remove(&key).unwrap_or_default();
-        let load_balancer = LoadBalancerStatus { ingress: Some(addresses.iter().map(entry).collect()) };
-        service.status = Some(ServiceStatus { load_balancer: Some(load_balancer), ..Default::default() });
-    }
-}
-
 fn has_cluster_ip(service: &Service) -> bool {
     let Some(spec) = &service.spec else { return false };
     let headless = spec.cluster_ip.as_deref() == Some("None")
@@ -193,27 +118,4 @@ fn asked_cluster_ip(service: &Service, is_ipv4: bool) -> Option<IpAddr> {
     let spec = service.spec.as_ref()?;
     let addresses = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
     addresses.filter_map(|address| address.parse::<IpAddr>().ok()).find(|address| address.is_ipv4() == is_ipv4)
-}
-
-fn is_our_load_balancer(service: &Service) -> bool {
-    let class = |spec: &k8s_openapi::api::core::v1::ServiceSpec| {
-        spec.type_.as_deref() == Some("LoadBalancer")
-            && matches!(spec.load_balancer_class.as_deref(), None | Some("" | crate::LOAD_BALANCER_CLASS))
-    };
-    service.spec.as_ref().is_some_and(class)
-}
-
-/// An address that the manifest itself says was assigned, as in an export of a running cluster (S11.10).
-fn in_status(service: &Service, is_ipv4: bool) -> Option<IpAddr> {
-    let status = service.status.as_ref()?.load_balancer.as_ref()?;
-    let addresses = status.ingress.iter().flatten().filter_map(|ingress| ingress.ip.as_deref()?.parse::<IpAddr>().ok());
-    addresses.into_iter().find(|address| address.is_ipv4() == is_ipv4)
-}
-
-fn ports(service: &Service) -> BTreeSet<(u8, u16)> {
-    let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
-    let part = |port: &k8s_openapi::api::core::v1::ServicePort| {
-        (super::node_ports::transport(port), u16::try_from(port.port).unwrap_or_default())
-    };
-    ports.map(part).collect()
 }

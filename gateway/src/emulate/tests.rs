@@ -143,8 +143,11 @@ fn load_balancers_get_addresses_node_ports_and_a_health_check_port() {
     assert_eq!(node_ports(&emulated, "b"), [None]);
     assert_eq!(
         problems(&emulated),
-        ["Service default/c: LOAD_BALANCER_IP_CONFLICT: spec.loadBalancerIP 127.97.0.0 belongs to Service default/b, \
-          which is older and uses the same port"]
+        [
+            "Service default/c: LOAD_BALANCER_IP_CONFLICT: no load-balancer address is assigned: asks for 127.97.0.0, which \
+          belongs to Service default/b; to share it both need the same portico.dev/allow-shared-ip, different ports, and \
+          externalTrafficPolicy Cluster or the same selector"
+        ]
     );
 }
 

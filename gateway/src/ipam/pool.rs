@@ -21,21 +21,11 @@ pub trait Space {
     fn candidates(&self, seed: u64) -> Box<dyn Iterator<Item = Self::Item> + '_>;
 }
 
-/// How a pool chooses among free addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// The lowest of the first range (S11.5).
-    Lowest,
-    /// From a place given by the claimant, so that restarts give everybody the address of before.
-    Spread,
-}
-
-/// Addresses of one family, as ranges with both ends included.
+/// Addresses of one family for ClusterIPs, as ranges with both ends included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
     ranges: Vec<RangeInclusive<u128>>,
     ipv4: bool,
-    order: Order,
 }
 
 /// A node-port range, with the lower band left to explicit requests as long as the upper one lasts (S9.4).
@@ -48,12 +38,6 @@ pub struct PortRange {
 // === impl Pool ===
 
 impl Pool {
-    /// The addresses of `networks` that are of the family, first range first. All of a network counts, the ends too (S11.9).
-    pub fn of_addresses<'a>(networks: impl IntoIterator<Item = &'a IpNet>, ipv4: bool) -> Self {
-        let ranges = of_family(networks, ipv4).map(|network| ends(&network)).collect();
-        Self { ranges, ipv4, order: Order::Lowest }
-    }
-
     /// The addresses that Services may have: a network less its first address, and for IPv4 its last (as the API server
     /// leaves them out, because they name the network and its broadcast address).
     pub fn of_services<'a>(networks: impl IntoIterator<Item = &'a IpNet>, ipv4: bool) -> Self {
@@ -65,7 +49,7 @@ impl Pool {
             }
             first + 1..=if ipv4 { last - 1 } else { last }
         });
-        Self { ranges: ranges.collect(), ipv4, order: Order::Spread }
+        Self { ranges: ranges.collect(), ipv4 }
     }
 
     /// Whether there is no address at all.
@@ -74,11 +58,7 @@ impl Pool {
     }
 
     fn address(&self, number: u128) -> IpAddr {
-        if self.ipv4 { Ipv4Addr::from(number as u32).into() } else { Ipv6Addr::from(number).into() }
-    }
-
-    fn numbers(&self) -> impl Iterator<Item = u128> + '_ {
-        self.ranges.iter().flat_map(|range| range.clone())
+        address(number, self.ipv4)
     }
 }
 
@@ -90,26 +70,21 @@ impl Space for Pool {
     }
 
     fn candidates(&self, seed: u64) -> Box<dyn Iterator<Item = IpAddr> + '_> {
-        match self.order {
-            Order::Lowest => Box::new(self.numbers().map(|number| self.address(number))),
-            Order::Spread => {
-                let size = self.ranges.iter().map(|range| (range.end() - range.start()).saturating_add(1));
-                let size = size.fold(0u128, u128::saturating_add).max(1);
-                let start = u128::from(seed) % size;
-                let at = move |offset: u128| {
-                    let mut left = offset;
-                    for range in &self.ranges {
-                        let length = (range.end() - range.start()).saturating_add(1);
-                        if left < length {
-                            return Some(self.address(range.start() + left));
-                        }
-                        left -= length;
-                    }
-                    None
-                };
-                Box::new((start..size).chain(0..start).map_while(at))
+        let size = self.ranges.iter().map(|range| (range.end() - range.start()).saturating_add(1));
+        let size = size.fold(0u128, u128::saturating_add).max(1);
+        let start = u128::from(seed) % size;
+        let at = move |offset: u128| {
+            let mut left = offset;
+            for range in &self.ranges {
+                let length = (range.end() - range.start()).saturating_add(1);
+                if left < length {
+                    return Some(self.address(range.start() + left));
+                }
+                left -= length;
             }
-        }
+            None
+        };
+        Box::new((start..size).chain(0..start).map_while(at))
     }
 }
 
@@ -121,11 +96,17 @@ fn ends(network: &IpNet) -> RangeInclusive<u128> {
     number(network.network())..=number(network.broadcast())
 }
 
-fn number(address: IpAddr) -> u128 {
+/// An address as a number.
+pub fn number(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(address) => u32::from(address).into(),
         IpAddr::V6(address) => address.into(),
     }
+}
+
+/// A number as an address; of an IPv4 address the lower 32 bits count.
+pub fn address(number: u128, ipv4: bool) -> IpAddr {
+    if ipv4 { Ipv4Addr::from(number as u32).into() } else { Ipv6Addr::from(number).into() }
 }
 
 // === impl PortRange ===
@@ -194,18 +175,9 @@ mod tests {
     }
 
     #[test]
-    fn load_balancer_pools_give_the_lowest_first_and_use_both_ends() {
-        let pool = Pool::of_addresses(&[net("10.0.0.4/31"), net("10.0.0.0/31")], true);
-        let all: Vec<_> = pool.candidates(99).map(|address| address.to_string()).collect();
-        assert_eq!(all, ["10.0.0.4", "10.0.0.5", "10.0.0.0", "10.0.0.1"]);
-    }
-
-    #[test]
     fn an_ipv6_network_of_any_size_is_walked_lazily() {
         let pool = Pool::of_services(&[net("fd00::/8")], false);
         assert_eq!(pool.candidates(u64::MAX).take(2).count(), 2);
-        let whole = Pool::of_addresses(&[net("::/0")], false);
-        assert_eq!(whole.candidates(3).next().map(|address| address.to_string()).as_deref(), Some("::"));
     }
 
     #[test]

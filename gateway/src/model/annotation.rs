@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use api::resource::service::{Balancing, ClientAddress};
 use runtime::args::nearest::nearest;
 
-use crate::{problem::Problem, watch::object::ANNOTATION_PREFIX};
+use crate::{
+    ipam::load_balancer::request::{ADDRESS_POOL, ALLOW_SHARED_IP, LOAD_BALANCER_IPS},
+    problem::Problem,
+    watch::object::ANNOTATION_PREFIX,
+};
 
 /// What is spoken on ports without `appProtocol`, or inside TLS that is terminated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +46,18 @@ const ACCEPT_PROXY_PROTOCOL: &str = "accept-proxy-protocol";
 const SEND_PROXY_PROTOCOL: &str = "send-proxy-protocol";
 const ECHO: &str = "echo";
 
-const OF_SERVICES: [&str; 7] =
-    [PROTOCOL, TLS_SECRET, BALANCING, CLIENT_ADDRESS, LOCAL_OVERFLOW, ACCEPT_PROXY_PROTOCOL, SEND_PROXY_PROTOCOL];
+const OF_SERVICES: [&str; 10] = [
+    PROTOCOL,
+    TLS_SECRET,
+    BALANCING,
+    CLIENT_ADDRESS,
+    LOCAL_OVERFLOW,
+    ACCEPT_PROXY_PROTOCOL,
+    SEND_PROXY_PROTOCOL,
+    LOAD_BALANCER_IPS,
+    ADDRESS_POOL,
+    ALLOW_SHARED_IP,
+];
 const OF_PODS: [&str; 1] = [ECHO];
 
 /// Reads the annotations of a Service. Each that is unknown, or has a value that is, is reported and left out.
@@ -83,6 +97,8 @@ pub fn of_service(annotations: Option<&BTreeMap<String, String>>, report: &mut d
                     report(Problem::new("UNSUPPORTED_ANNOTATION", message));
                 }
             }
+            // Read where addresses are assigned.
+            LOAD_BALANCER_IPS | ADDRESS_POOL | ALLOW_SHARED_IP => {}
             _ => unknown(name, &OF_SERVICES, "Service", report),
         }
     }

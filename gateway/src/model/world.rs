@@ -20,8 +20,15 @@ use super::{
 };
 use crate::{
     emulate::slices::{SERVICE_NAME, SERVICE_PROXY_NAME},
+    ipam::load_balancer::{
+        memory::in_status,
+        pool::{NamespaceLabels, Pool},
+    },
     problem::Problem,
-    watch::object::{Event, Kind, Object, ObjectKey},
+    watch::{
+        address_pool::AddressPool,
+        object::{Event, Kind, Object, ObjectKey},
+    },
 };
 
 /// The value of the label that hands a Service to us.
@@ -64,7 +71,10 @@ pub struct World {
     pub(super) secrets: HashMap<NamespacedName, certificate::Parsed>,
     /// The Services that name each Secret.
     pub(super) secret_users: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
-    /// Annotations of ours where they mean nothing, by object.
+    /// The address pools, each as it was last right.
+    pools: BTreeMap<Arc<str>, Pool>,
+    namespaces: NamespaceLabels,
+    /// Annotations of ours where they mean nothing, and what is wrong with address pools, by object.
     pub(super) misplaced: BTreeMap<ObjectKey, Vec<Problem>>,
     listed: BTreeSet<Kind>,
 }
@@ -84,6 +94,8 @@ pub struct Dirty {
     pub addresses: BTreeSet<IpAddr>,
     /// Objects of other kinds whose problems may differ.
     pub misplaced: BTreeSet<ObjectKey>,
+    /// Who has which load-balancer address may differ.
+    pub load_balancers: bool,
     /// An endpoint takes no new connections any more, which nobody should learn late.
     pub urgent: bool,
 }
@@ -109,6 +121,8 @@ impl World {
             nodes: BTreeMap::new(),
             secrets: HashMap::new(),
             secret_users: HashMap::new(),
+            pools: BTreeMap::new(),
+            namespaces: NamespaceLabels::new(),
             misplaced: BTreeMap::new(),
             listed: BTreeSet::new(),
         }
@@ -134,6 +148,21 @@ impl World {
         self.nodes.get(name)
     }
 
+    /// All Services, by name.
+    pub fn services(&self) -> impl Iterator<Item = (&NamespacedName, &Arc<Service>)> {
+        self.services.iter()
+    }
+
+    /// The address pools, each as it was last right, by name.
+    pub fn pools(&self) -> impl Iterator<Item = &Pool> {
+        self.pools.values()
+    }
+
+    /// The labels of namespaces.
+    pub fn namespaces(&self) -> &NamespaceLabels {
+        &self.namespaces
+    }
+
     /// Everything, for a derivation from scratch.
     pub fn everything(&self) -> Dirty {
         Dirty {
@@ -143,6 +172,7 @@ impl World {
             nodes: self.nodes.keys().cloned().collect(),
             addresses: self.pods_at.keys().copied().collect(),
             misplaced: self.misplaced.keys().cloned().collect(),
+            load_balancers: true,
             urgent: false,
         }
     }
@@ -174,10 +204,10 @@ impl World {
             Kind::Pod => self.pods.keys().map(namespaced).collect(),
             Kind::Node => self.nodes.keys().map(global).collect(),
             Kind::Secret => self.secrets.keys().map(namespaced).collect(),
+            Kind::Namespace => self.namespaces.keys().map(global).collect(),
+            Kind::AddressPool => self.pools.keys().map(global).collect(),
             // Nothing is kept of them but what is wrong with them.
-            Kind::Namespace | Kind::Endpoints => {
-                self.misplaced.keys().filter(|key| key.kind == kind).cloned().collect()
-            }
+            Kind::Endpoints => self.misplaced.keys().filter(|key| key.kind == kind).cloned().collect(),
         }
     }
 
@@ -199,7 +229,15 @@ impl World {
                 let parsed = certificate::parse(&name, &secret, self.secrets.get(&name));
                 self.set_secret(name, Some(parsed), dirty);
             }
-            Object::Namespace(_) | Object::Endpoints(_) => {}
+            Object::Namespace(namespace) => {
+                let labels = namespace.metadata.labels.clone().unwrap_or_default();
+                if self.namespaces.get(&key.name) != Some(&labels) {
+                    self.namespaces.insert(key.name, labels);
+                    dirty.load_balancers = true;
+                }
+            }
+            Object::AddressPool(pool) => self.set_pool(key.name, &pool, dirty),
+            Object::Endpoints(_) => {}
         }
     }
 
@@ -218,7 +256,9 @@ impl World {
                 }
             }
             Kind::Secret => self.set_secret(name, None, dirty),
-            Kind::Namespace | Kind::Endpoints => {}
+            Kind::Namespace => dirty.load_balancers |= self.namespaces.remove(&key.name).is_some(),
+            Kind::AddressPool => dirty.load_balancers |= self.pools.remove(&key.name).is_some(),
+            Kind::Endpoints => {}
         }
     }
 
@@ -230,6 +270,12 @@ impl World {
             // Those of a Service are read, and reported, where its resource is derived.
             Kind::Service => return,
             Kind::Pod => annotation::of_pod(annotations, &mut report),
+            Kind::AddressPool => {
+                annotation::of_other(key.kind.as_str(), annotations, &mut report);
+                if let Object::AddressPool(pool) = object {
+                    Pool::parse(&key.name, &pool.spec, &mut report);
+                }
+            }
             kind => annotation::of_other(kind.as_str(), annotations, &mut report),
         }
         let before = if problems.is_empty() {
@@ -268,6 +314,8 @@ impl World {
                 dirty.certificates.insert(new);
             }
         }
+        dirty.load_balancers |=
+            [&before, &service].into_iter().flatten().any(|service| has_to_do_with_addresses(service));
         dirty.services.insert(name.clone());
         dirty.endpoints.insert(name);
     }
@@ -330,6 +378,18 @@ impl World {
         }
     }
 
+    /// Takes in a pool. One that is wrong stays as it was last right: addresses in use must not be lost to a slip of the pen.
+    fn set_pool(&mut self, name: Arc<str>, object: &AddressPool, dirty: &mut Dirty) {
+        let mut is_wrong = false;
+        let pool = Pool::parse(&name, &object.spec, &mut |_| is_wrong = true);
+        let before = self.pools.get(&name);
+        if before == Some(&pool) || (is_wrong && before.is_some()) {
+            return;
+        }
+        self.pools.insert(name, pool);
+        dirty.load_balancers = true;
+    }
+
     fn set_secret(&mut self, name: NamespacedName, parsed: Option<certificate::Parsed>, dirty: &mut Dirty) {
         if self.secrets.get(&name) == parsed.as_ref() {
             return;
@@ -344,6 +404,13 @@ impl World {
             None => self.secrets.remove(&name),
         };
     }
+}
+
+/// Whether a Service is a load balancer, or has something left of when it was one.
+fn has_to_do_with_addresses(service: &Service) -> bool {
+    service.spec.as_ref().and_then(|spec| spec.type_.as_deref()) == Some("LoadBalancer")
+        || !in_status(service).is_empty()
+        || service.metadata.finalizers.is_some()
 }
 
 /// Whether an endpoint that took connections takes them no more.

@@ -12,8 +12,13 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
 
+use super::address_pool::AddressPool;
+
 /// Prefix of the annotations that are ours.
 pub const ANNOTATION_PREFIX: &str = "portico.dev/";
+
+/// Finalizer of Services of type LoadBalancer, until what belongs to their address is cleaned up (S11.2).
+pub const LOAD_BALANCER_CLEANUP: &str = "service.kubernetes.io/load-balancer-cleanup";
 
 /// A kind of input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,6 +31,7 @@ pub enum Kind {
     Node,
     Secret,
     Namespace,
+    AddressPool,
 }
 
 /// Names one input object.
@@ -33,7 +39,7 @@ pub enum Kind {
 pub struct ObjectKey {
     /// Its kind.
     pub kind: Kind,
-    /// Its namespace; empty for Nodes and Namespaces.
+    /// Its namespace; empty for kinds that have none.
     pub namespace: Arc<str>,
     /// Its name.
     pub name: Arc<str>,
@@ -50,6 +56,7 @@ pub enum Object {
     Node(Arc<Node>),
     Secret(Arc<Secret>),
     Namespace(Arc<Namespace>),
+    AddressPool(Arc<AddressPool>),
 }
 
 /// A change of the inputs.
@@ -67,8 +74,16 @@ pub enum Event {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 7] =
-        [Kind::Service, Kind::EndpointSlice, Kind::Endpoints, Kind::Pod, Kind::Node, Kind::Secret, Kind::Namespace];
+    pub const ALL: [Kind; 8] = [
+        Kind::Service,
+        Kind::EndpointSlice,
+        Kind::Endpoints,
+        Kind::Pod,
+        Kind::Node,
+        Kind::Secret,
+        Kind::Namespace,
+        Kind::AddressPool,
+    ];
 
     /// The name as Kubernetes writes it.
     pub fn as_str(self) -> &'static str {
@@ -80,6 +95,21 @@ impl Kind {
             Kind::Node => "Node",
             Kind::Secret => "Secret",
             Kind::Namespace => "Namespace",
+            Kind::AddressPool => "AddressPool",
+        }
+    }
+
+    /// The name in paths of the API.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Kind::Service => "services",
+            Kind::EndpointSlice => "endpointslices",
+            Kind::Endpoints => "endpoints",
+            Kind::Pod => "pods",
+            Kind::Node => "nodes",
+            Kind::Secret => "secrets",
+            Kind::Namespace => "namespaces",
+            Kind::AddressPool => "addresspools",
         }
     }
 
@@ -87,13 +117,14 @@ impl Kind {
     pub fn api_version(self) -> &'static str {
         match self {
             Kind::EndpointSlice => "discovery.k8s.io/v1",
+            Kind::AddressPool => "portico.dev/v1alpha1",
             _ => "v1",
         }
     }
 
     /// Whether objects of the kind live in a namespace.
     pub fn is_namespaced(self) -> bool {
-        !matches!(self, Kind::Node | Kind::Namespace)
+        !matches!(self, Kind::Node | Kind::Namespace | Kind::AddressPool)
     }
 }
 
@@ -140,6 +171,7 @@ impl Object {
             Object::Node(_) => Kind::Node,
             Object::Secret(_) => Kind::Secret,
             Object::Namespace(_) => Kind::Namespace,
+            Object::AddressPool(_) => Kind::AddressPool,
         }
     }
 
@@ -153,6 +185,7 @@ impl Object {
             Object::Node(object) => &object.metadata,
             Object::Secret(object) => &object.metadata,
             Object::Namespace(object) => &object.metadata,
+            Object::AddressPool(object) => &object.metadata,
         }
     }
 
@@ -166,6 +199,7 @@ impl Object {
             Object::Node(object) => &mut Arc::make_mut(object).metadata,
             Object::Secret(object) => &mut Arc::make_mut(object).metadata,
             Object::Namespace(object) => &mut Arc::make_mut(object).metadata,
+            Object::AddressPool(object) => &mut Arc::make_mut(object).metadata,
         }
     }
 
@@ -201,7 +235,12 @@ impl Object {
 
     /// Drops what no later stage reads: bookkeeping of the API server, foreign annotations, and most of Pods and Nodes.
     pub fn trimmed(mut self) -> Self {
-        trim_metadata(self.metadata_mut());
+        let is_service = self.kind() == Kind::Service;
+        let metadata = self.metadata_mut();
+        let kept = |finalizer: &String| is_service && finalizer == LOAD_BALANCER_CLEANUP;
+        let finalizers: Vec<_> = metadata.finalizers.take().into_iter().flatten().filter(kept).collect();
+        trim_metadata(metadata);
+        metadata.finalizers = (!finalizers.is_empty()).then_some(finalizers);
         match &mut self {
             Object::Pod(pod) => trim_pod(Arc::make_mut(pod)),
             Object::Node(node) => {
@@ -219,7 +258,7 @@ impl Object {
                 namespace.spec = None;
                 namespace.status = None;
             }
-            Object::EndpointSlice(_) | Object::Endpoints(_) | Object::Secret(_) => {}
+            Object::EndpointSlice(_) | Object::Endpoints(_) | Object::Secret(_) | Object::AddressPool(_) => {}
         }
         self
     }
@@ -235,12 +274,11 @@ macro_rules! from {
     };
 }
 
-from!(Service, EndpointSlice, Endpoints, Pod, Node, Secret, Namespace);
+from!(Service, EndpointSlice, Endpoints, Pod, Node, Secret, Namespace, AddressPool);
 
 fn trim_metadata(metadata: &mut ObjectMeta) {
     metadata.managed_fields = None;
     metadata.owner_references = None;
-    metadata.finalizers = None;
     metadata.generate_name = None;
     metadata.self_link = None;
     metadata.generation = None;

@@ -11,7 +11,10 @@ use k8s_openapi::api::{
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_saphyr::Spanned;
 
-use crate::watch::object::{Kind, Object};
+use crate::watch::{
+    address_pool::AddressPool,
+    object::{Kind, Object},
+};
 
 /// The content of a file.
 #[derive(Debug, Default, PartialEq)]
@@ -137,6 +140,7 @@ fn document_objects(document: &str, parsed: &mut Parsed) -> Result<(), ParseErro
                 Kind::Node => typed::<Node>(document)?.into(),
                 Kind::Secret => typed::<Secret>(document)?.into(),
                 Kind::Namespace => typed::<Namespace>(document)?.into(),
+                Kind::AddressPool => typed::<AddressPool>(document)?.into(),
             };
             let object =
                 checked(object).map_err(|(field, reason)| ParseError { field, reason, ..missing("metadata.name") })?;
@@ -194,6 +198,7 @@ fn list_item(
         Some(Kind::Node) => from::<Node>(item),
         Some(Kind::Secret) => from::<Secret>(item),
         Some(Kind::Namespace) => from::<Namespace>(item),
+        Some(Kind::AddressPool) => from::<AddressPool>(item),
     }?;
     parsed.objects.push((line, checked(object)?));
     Ok(())
