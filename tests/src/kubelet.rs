@@ -4,15 +4,40 @@
 //! It keeps the promises that the controllers of Kubernetes, rollouts and Portico rely on: probes, restarts, termination,
 //! projected tokens, conditions. It does not limit resources, and it pulls nothing.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{net::IpAddr, path::PathBuf, sync::Arc};
 
 use anyhow::Context as _;
-use kube::Client;
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::Service;
+use kube::{
+    Api, Client,
+    runtime::{WatchStreamExt as _, reflector, watcher},
+};
 use tokio::{sync::oneshot, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// Commands of the system that the kubelet runs.
 pub mod command;
+/// How long a container that ended waits.
+pub mod backoff;
+/// The images that there are.
+pub mod image;
+/// Environment variables and command lines.
+pub mod env;
+/// Networks of Pods.
+pub mod network;
+/// Containers as processes.
+pub mod process;
+/// Probes and hooks.
+pub mod probe;
+/// The status of a Pod, from what is seen of it.
+pub mod status;
+/// Volumes of Pods.
+pub mod volume;
+/// The life of one Pod.
+pub mod pod;
+/// The Pods of a node.
+pub mod pods;
 /// The Node object: registration, Lease and conditions.
 pub mod node;
 /// Which Node a Pod goes to.
@@ -66,16 +91,36 @@ fn run_here(config: &Config, stop: CancellationToken) -> anyhow::Result<()> {
 }
 
 async fn serve(config: &Config, stop: CancellationToken) -> anyhow::Result<()> {
+    pods::clean(config).await;
     let client = Client::try_from(config.api.clone())?;
-    let mut tasks = JoinSet::new();
-    let registered = tokio::select! {
-        node = node::register(&client, config) => node?,
-        () = stop.cancelled() => return Ok(()),
+    let outcome = tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        outcome = live(client, config) => outcome,
     };
+    // All tasks are gone, and with them their processes.
+    pods::clean(config).await;
+    outcome
+}
+
+/// Lives until something fails that cannot fail.
+async fn live(client: Client, config: &Config) -> anyhow::Result<()> {
+    let registered = node::register(&client, config).await?;
+    let mut tasks = JoinSet::new();
     tasks.spawn(node::renew(client.clone(), config.node.clone(), registered.metadata.uid.clone()));
     tasks.spawn(node::report(client.clone(), config.clone()));
-    tokio::select! {
-        () = stop.cancelled() => Ok(()),
-        Some(ended) = tasks.join_next() => ended?,
+    let (services, writer) = reflector::store();
+    let all =
+        reflector(writer, watcher(Api::<Service>::all(client.clone()), watcher::Config::default()).default_backoff());
+    tasks.spawn(async move {
+        all.for_each(async |_| {}).await;
+        Ok(())
+    });
+    let ranges = node::pod_ranges(&client, &config.node).await;
+    let pool = Arc::new(network::Pool::new(&ranges)?);
+    let kubelet = pods::Kubelet { client, config: config.clone(), pool, services };
+    tasks.spawn(pods::run(Arc::new(kubelet)));
+    match tasks.join_next().await {
+        Some(ended) => ended?,
+        None => Ok(()),
     }
 }

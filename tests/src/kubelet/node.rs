@@ -24,11 +24,16 @@ use super::Config;
 
 /// Port of the kubelet's own server, as in every cluster.
 pub const PORT: u16 = 10250;
+/// What every node says it has. Nothing is limited to it.
+pub const CAPACITY: [(&str, &str); 4] =
+    [("cpu", "8"), ("memory", "16Gi"), ("ephemeral-storage", "64Gi"), ("pods", "110")];
 /// How long the node counts as alive after a renewal. The real kubelet's default.
 const LEASE_SECONDS: i32 = 40;
 /// How often the Lease is renewed. A quarter of the real kubelet's ten seconds, so that clusters that look for failed
 /// nodes more eagerly than usual can be tried.
 const RENEWAL: Duration = Duration::from_millis(2500);
+/// How often it is looked whether the Node has addresses for Pods, which takes the node controller a moment.
+const LOOK: Duration = Duration::from_millis(200);
 /// How often it is looked whether the Node says of itself what is true.
 const REPORT: Duration = Duration::from_secs(1);
 
@@ -119,6 +124,23 @@ pub async fn report(client: Client, config: Config) -> anyhow::Result<()> {
     }
 }
 
+/// The ranges of addresses that a Node's Pods have, once the Node has them.
+pub async fn pod_ranges(client: &Client, node: &str) -> Vec<String> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    loop {
+        match nodes.get_opt(node).await {
+            Ok(found) => {
+                let ranges = found.and_then(|node| node.spec?.pod_cidrs).unwrap_or_default();
+                if !ranges.is_empty() {
+                    return ranges;
+                }
+            }
+            Err(error) => tracing::warn!(node, %error, "cannot read the Node"),
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 async fn report_once(nodes: &Api<Node>, config: &Config) -> Result<(), kube::Error> {
     let Some(node) = nodes.get_opt(&config.node).await? else { return Ok(()) };
     let before = node.status.clone().unwrap_or_default();
@@ -149,9 +171,8 @@ fn status(config: &Config, conditions: Vec<NodeCondition>) -> NodeStatus {
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
     let mut addresses: Vec<_> = config.addresses.iter().map(|ip| address("InternalIP", ip.to_string())).collect();
     addresses.push(address("Hostname", config.node.clone()));
-    let capacity = [("cpu", "8"), ("memory", "16Gi"), ("ephemeral-storage", "64Gi"), ("pods", "110")];
     let capacity: BTreeMap<_, _> =
-        capacity.iter().map(|(name, value)| ((*name).to_owned(), Quantity((*value).to_owned()))).collect();
+        CAPACITY.iter().map(|(name, value)| ((*name).to_owned(), Quantity((*value).to_owned()))).collect();
     NodeStatus {
         addresses: Some(addresses),
         capacity: Some(capacity.clone()),
