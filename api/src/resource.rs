@@ -11,6 +11,7 @@ pub mod certificate;
 pub mod endpoint;
 pub mod invalid;
 pub mod name;
+pub mod namespace;
 pub mod node;
 pub mod service;
 pub mod settings;
@@ -19,6 +20,7 @@ pub mod workload;
 use certificate::Certificate;
 use endpoint::Endpoint;
 use invalid::Invalid;
+use namespace::Namespace;
 use node::Node;
 use service::Service;
 use settings::Settings;
@@ -39,6 +41,10 @@ pub enum Kind {
     Certificate,
     /// [`Workload`], named by its address.
     Workload,
+    /// [`Namespace`], named by the Namespace object.
+    Namespace,
+    /// [`Service`] that another proxy serves, named `namespace/name`.
+    ForeignService,
 }
 
 /// Names one resource in the whole state.
@@ -65,14 +71,26 @@ pub enum Resource {
     Certificate(Certificate),
     /// The Pod that owns an address.
     Workload(Workload),
+    /// A namespace.
+    Namespace(Namespace),
+    /// A Service that another proxy serves: only its DNS names are of interest.
+    ForeignService(Box<Service>),
 }
 
 // === impl Kind ===
 
 impl Kind {
     /// Every kind, in the order in which they are sent.
-    pub const ALL: [Kind; 6] =
-        [Kind::Settings, Kind::Node, Kind::Service, Kind::Endpoint, Kind::Certificate, Kind::Workload];
+    pub const ALL: [Kind; 8] = [
+        Kind::Settings,
+        Kind::Node,
+        Kind::Service,
+        Kind::Endpoint,
+        Kind::Certificate,
+        Kind::Workload,
+        Kind::Namespace,
+        Kind::ForeignService,
+    ];
 
     /// The type on the wire.
     pub fn wire(self) -> wire::ResourceType {
@@ -83,6 +101,8 @@ impl Kind {
             Kind::Endpoint => wire::ResourceType::Endpoint,
             Kind::Certificate => wire::ResourceType::Certificate,
             Kind::Workload => wire::ResourceType::Workload,
+            Kind::Namespace => wire::ResourceType::Namespace,
+            Kind::ForeignService => wire::ResourceType::ForeignService,
         }
     }
 
@@ -100,6 +120,8 @@ impl Kind {
             Kind::Endpoint => "endpoint",
             Kind::Certificate => "certificate",
             Kind::Workload => "workload",
+            Kind::Namespace => "namespace",
+            Kind::ForeignService => "foreign_service",
         }
     }
 }
@@ -137,6 +159,8 @@ impl Resource {
             Resource::Endpoint(endpoint) => Key::new(Kind::Endpoint, endpoint.resource_name()),
             Resource::Certificate(certificate) => Key::new(Kind::Certificate, certificate.name.to_string()),
             Resource::Workload(workload) => Key::new(Kind::Workload, workload.address.to_string()),
+            Resource::Namespace(namespace) => Key::new(Kind::Namespace, namespace.name.as_str()),
+            Resource::ForeignService(service) => Key::new(Kind::ForeignService, service.name.to_string()),
         }
     }
 
@@ -145,10 +169,13 @@ impl Resource {
         match self {
             Resource::Settings(settings) => wire::Settings::from(settings).encode_to_vec(),
             Resource::Node(node) => wire::Node::from(node).encode_to_vec(),
-            Resource::Service(service) => wire::Service::from(&**service).encode_to_vec(),
+            Resource::Service(service) | Resource::ForeignService(service) => {
+                wire::Service::from(&**service).encode_to_vec()
+            }
             Resource::Endpoint(endpoint) => wire::Endpoint::from(&**endpoint).encode_to_vec(),
             Resource::Certificate(certificate) => wire::Certificate::from(certificate).encode_to_vec(),
             Resource::Workload(workload) => wire::Workload::from(workload).encode_to_vec(),
+            Resource::Namespace(namespace) => wire::Namespace::from(namespace).encode_to_vec(),
         }
     }
 
@@ -167,6 +194,8 @@ impl Resource {
             Kind::Endpoint => Resource::Endpoint(Box::new(message::<wire::Endpoint>(body)?.try_into()?)),
             Kind::Certificate => Resource::Certificate(message::<wire::Certificate>(body)?.try_into()?),
             Kind::Workload => Resource::Workload(message::<wire::Workload>(body)?.try_into()?),
+            Kind::Namespace => Resource::Namespace(message::<wire::Namespace>(body)?.try_into()?),
+            Kind::ForeignService => Resource::ForeignService(Box::new(message::<wire::Service>(body)?.try_into()?)),
         })
     }
 }

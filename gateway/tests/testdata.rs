@@ -226,6 +226,8 @@ fn render(derived: Derived, mut problems: ByObject) -> String {
             Resource::Workload(workload) => {
                 text += &pairs(&[("pod", workload.pod.to_string()), ("node", workload.node)])
             }
+            Resource::Namespace(_) => {}
+            Resource::ForeignService(service) => text += &service_lines(&service),
             Resource::Settings(settings) => {
                 text += &pairs(&[
                     ("domain", settings.cluster_domain),

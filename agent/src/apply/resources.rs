@@ -29,6 +29,9 @@ pub struct Resources {
     certificates: HashMap<Box<str>, Arc<Certificate>>,
     workloads: Arc<Map<IpAddr, Arc<Workload>>>,
     workload_names: HashMap<Box<str>, IpAddr>,
+    namespaces: BTreeSet<Box<str>>,
+    /// Services that another proxy serves: they are answered for by DNS, and not served.
+    foreign: BTreeMap<Box<str>, Arc<Service>>,
 }
 
 /// What a change touched, so that the rest need not be compiled again.
@@ -38,6 +41,8 @@ pub struct Dirty {
     pub services: BTreeSet<NamespacedName>,
     /// Node or settings changed: everything depends on them.
     pub all: bool,
+    /// A namespace came or went, which only DNS cares for.
+    pub namespaces: bool,
 }
 
 // === impl Resources ===
@@ -98,6 +103,11 @@ impl Resources {
                 self.workload_names.insert(name, workload.address);
                 Arc::make_mut(&mut self.workloads).insert(workload.address, Arc::new(workload));
             }
+            Resource::Namespace(_) => dirty.namespaces |= self.namespaces.insert(name),
+            Resource::ForeignService(service) => {
+                dirty.services.insert(service.name.clone());
+                self.foreign.insert(name, Arc::from(service));
+            }
         }
     }
 
@@ -125,6 +135,12 @@ impl Resources {
             Kind::Workload => {
                 if let Some(address) = self.workload_names.remove(&key.name) {
                     Arc::make_mut(&mut self.workloads).remove(&address);
+                }
+            }
+            Kind::Namespace => dirty.namespaces |= self.namespaces.remove(&key.name),
+            Kind::ForeignService => {
+                if let Some(service) = self.foreign.remove(&key.name) {
+                    dirty.services.insert(service.name.clone());
                 }
             }
         }
@@ -166,6 +182,22 @@ impl Resources {
         self.services.values()
     }
 
+    /// A Service by name, whoever serves it.
+    pub fn service(&self, name: &NamespacedName) -> Option<&Arc<Service>> {
+        let name = name.to_string();
+        self.services.get(name.as_str()).or_else(|| self.foreign.get(name.as_str()))
+    }
+
+    /// Services that another proxy serves, in the order of their names.
+    pub fn foreign_services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.foreign.values()
+    }
+
+    /// Namespaces, by name.
+    pub fn namespaces(&self) -> impl Iterator<Item = &str> {
+        self.namespaces.iter().map(|name| &**name)
+    }
+
     /// The endpoints of a Service, in the order of their resource names.
     pub fn endpoints(&self, service: &NamespacedName) -> impl Iterator<Item = &Endpoint> {
         self.endpoints.get(service).into_iter().flat_map(|endpoints| endpoints.values().map(|endpoint| &**endpoint))
@@ -182,7 +214,7 @@ impl Resources {
     }
 
     /// Resources held, by kind, for metrics.
-    pub fn counts(&self) -> [(Kind, usize); 6] {
+    pub fn counts(&self) -> [(Kind, usize); Kind::ALL.len()] {
         [
             (Kind::Settings, usize::from(self.settings.is_some())),
             (Kind::Node, self.nodes.len()),
@@ -190,6 +222,8 @@ impl Resources {
             (Kind::Endpoint, self.endpoint_owner.len()),
             (Kind::Certificate, self.certificates.len()),
             (Kind::Workload, self.workloads.len()),
+            (Kind::Namespace, self.namespaces.len()),
+            (Kind::ForeignService, self.foreign.len()),
         ]
     }
 }

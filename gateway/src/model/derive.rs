@@ -5,12 +5,12 @@ use std::{
     sync::Arc,
 };
 
-use api::resource::{Key, Kind, Resource, name::NamespacedName, service::ServiceType};
+use api::resource::{Key, Kind, Resource, name::NamespacedName, namespace::Namespace, service::ServiceType};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use super::{
     endpoint, node, service, workload,
-    world::{Dirty, Synced, World},
+    world::{Dirty, Synced, World, is_foreign},
 };
 use crate::{
     emulate::slices::HEADLESS,
@@ -56,8 +56,16 @@ impl Derive {
             let resource = world.nodes.get(name).map(|object| Resource::Node(node::derive(name, object)));
             derived.change(Key::new(Kind::Node, &**name), resource);
         }
+        for name in &dirty.namespaces {
+            let resource = world.namespaces.contains_key(name).then(|| Namespace { name: name.to_string() });
+            derived.change(Key::new(Kind::Namespace, &**name), resource.map(Resource::Namespace));
+        }
         for name in &dirty.services {
             service_changes(world, name, &mut derived);
+            let foreign =
+                world.services.get(name).filter(|object| !world.config.ownership.takes(&object.metadata.labels));
+            let foreign = foreign.map(|object| Resource::ForeignService(Box::new(service::derive_names(name, object))));
+            derived.change(Key::new(Kind::ForeignService, name.to_string()), foreign);
         }
         for name in &dirty.endpoints {
             self.endpoint_changes(world, name, &mut derived);
@@ -125,21 +133,19 @@ fn service_changes(world: &World, name: &NamespacedName, derived: &mut Derived) 
     derived.problems.push((key, problems));
 }
 
-/// The endpoints of a Service that is ours; none for others.
+/// The endpoints of a Service that is ours, and of any headless one: no proxy serves those, and DNS answers for all.
 fn endpoints(world: &World, name: &NamespacedName) -> Vec<api::resource::endpoint::Endpoint> {
-    let Some(object) = world.services.get(name).filter(|object| world.config.ownership.takes(&object.metadata.labels))
-    else {
-        return vec![];
-    };
+    let Some(object) = world.services.get(name) else { return vec![] };
     let kind = service::kind(object);
-    if kind == ServiceType::ExternalName {
+    let ours = world.config.ownership.takes(&object.metadata.labels);
+    if kind == ServiceType::ExternalName || (kind != ServiceType::Headless && !ours) {
         return vec![];
     }
     let slices = world.slices.get(name).into_iter().flat_map(|slices| slices.values());
     // Slices of a headless Service are for DNS only (S1.3), and must not serve it once it has a ClusterIP.
     let for_dns =
         |slice: &Arc<EndpointSlice>| slice.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(HEADLESS));
-    let usable = slices.filter(|slice| kind == ServiceType::Headless || !for_dns(slice));
+    let usable = slices.filter(|slice| kind == ServiceType::Headless || !(for_dns(slice) || is_foreign(slice)));
     endpoint::derive(name, usable, world.config.reach)
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU16, time::Duration};
 
 use api::resource::{
     name::NamespacedName,
-    service::{AppProtocol, Service, ServicePort, ServiceType, TrafficPolicy, Transport},
+    service::{AppProtocol, ClientAddress, Service, ServicePort, ServiceType, TrafficPolicy, Transport},
 };
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{self, ServiceSpec};
@@ -75,6 +75,30 @@ pub fn derive(
         local_overflow: annotations.local_overflow,
         load_balancer_class: spec.load_balancer_class.clone().unwrap_or_default(),
         name: name.clone(),
+    }
+}
+
+/// What DNS says of a Service that another proxy serves (S19): its ClusterIPs, ports and external name.
+pub fn derive_names(name: &NamespacedName, object: &v1::Service) -> Service {
+    // Its annotations and addresses are for its own proxy to judge, so there is nothing to report.
+    let mut service = derive(name, object, &Policy::default(), &mut |_| {});
+    for port in &mut service.ports {
+        *port = ServicePort { node_port: None, protocol: AppProtocol::Opaque, terminate_tls: false, ..port.clone() };
+    }
+    // What DNS does not say is left out, so that its changes are none here.
+    Service {
+        load_balancer_ips: vec![],
+        source_ranges: vec![],
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+        affinity: None,
+        balancing: None,
+        tls_secret: None,
+        health_check_node_port: None,
+        client_address: ClientAddress::Auto,
+        local_overflow: false,
+        load_balancer_class: String::new(),
+        ..service
     }
 }
 

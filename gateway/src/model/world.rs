@@ -73,7 +73,7 @@ pub struct World {
     pub(super) secret_users: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
     /// The address pools, each as it was last right.
     pools: BTreeMap<Arc<str>, Pool>,
-    namespaces: NamespaceLabels,
+    pub(super) namespaces: NamespaceLabels,
     /// Annotations of ours where they mean nothing, and what is wrong with address pools, by object.
     pub(super) misplaced: BTreeMap<ObjectKey, Vec<Problem>>,
     listed: BTreeSet<Kind>,
@@ -90,6 +90,8 @@ pub struct Dirty {
     pub certificates: BTreeSet<NamespacedName>,
     /// Nodes that may differ.
     pub nodes: BTreeSet<Arc<str>>,
+    /// Namespaces that came or went.
+    pub namespaces: BTreeSet<Arc<str>>,
     /// Addresses whose owner may differ.
     pub addresses: BTreeSet<IpAddr>,
     /// Objects of other kinds whose problems may differ.
@@ -170,6 +172,7 @@ impl World {
             endpoints: self.services.keys().cloned().collect(),
             certificates: self.secret_users.keys().cloned().collect(),
             nodes: self.nodes.keys().cloned().collect(),
+            namespaces: self.namespaces.keys().cloned().collect(),
             addresses: self.pods_at.keys().copied().collect(),
             misplaced: self.misplaced.keys().cloned().collect(),
             load_balancers: true,
@@ -232,8 +235,9 @@ impl World {
             Object::Namespace(namespace) => {
                 let labels = namespace.metadata.labels.clone().unwrap_or_default();
                 if self.namespaces.get(&key.name) != Some(&labels) {
-                    self.namespaces.insert(key.name, labels);
+                    dirty.namespaces.insert(key.name.clone());
                     dirty.load_balancers = true;
+                    self.namespaces.insert(key.name, labels);
                 }
             }
             Object::AddressPool(pool) => self.set_pool(key.name, &pool, dirty),
@@ -256,7 +260,12 @@ impl World {
                 }
             }
             Kind::Secret => self.set_secret(name, None, dirty),
-            Kind::Namespace => dirty.load_balancers |= self.namespaces.remove(&key.name).is_some(),
+            Kind::Namespace => {
+                if self.namespaces.remove(&key.name).is_some() {
+                    dirty.namespaces.insert(key.name.clone());
+                    dirty.load_balancers = true;
+                }
+            }
             Kind::AddressPool => dirty.load_balancers |= self.pools.remove(&key.name).is_some(),
             Kind::Endpoints => {}
         }
@@ -345,13 +354,11 @@ impl World {
         }
     }
 
-    /// The Service that a slice belongs to (S3.1), unless another proxy has the slice (S1.2).
+    /// The Service that a slice belongs to (S3.1).
     fn owner(&self, name: &NamespacedName, slice: &EndpointSlice) -> Option<NamespacedName> {
         let labels = slice.metadata.labels.as_ref()?;
         let service = labels.get(SERVICE_NAME).filter(|service| !service.is_empty())?;
-        // A slice written by hand for a Service of ours need not repeat its label.
-        let foreign = labels.get(SERVICE_PROXY_NAME).is_some_and(|proxy| proxy != PROXY_NAME);
-        (!foreign).then(|| NamespacedName::new(name.namespace.clone(), service.as_str()))
+        Some(NamespacedName::new(name.namespace.clone(), service.as_str()))
     }
 
     fn set_pod(&mut self, name: NamespacedName, facts: Option<workload::Facts>, dirty: &mut Dirty) {
@@ -411,6 +418,12 @@ fn has_to_do_with_addresses(service: &Service) -> bool {
     service.spec.as_ref().and_then(|spec| spec.type_.as_deref()) == Some("LoadBalancer")
         || !in_status(service).is_empty()
         || service.metadata.finalizers.is_some()
+}
+
+/// Whether a slice is for another proxy (S1.2). One written by hand for a Service of ours need not repeat its label.
+pub(super) fn is_foreign(slice: &EndpointSlice) -> bool {
+    let labels = slice.metadata.labels.as_ref();
+    labels.and_then(|labels| labels.get(SERVICE_PROXY_NAME)).is_some_and(|proxy| proxy != PROXY_NAME)
 }
 
 /// Whether an endpoint that took connections takes them no more.
