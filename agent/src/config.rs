@@ -1,7 +1,7 @@
 //! Options of an agent, as typed and as used.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     num::NonZeroU16,
     time::Duration,
 };
@@ -10,7 +10,19 @@ use clap::Args as ClapArgs;
 use ipnet::IpNet;
 use runtime::args::{Problems, parse};
 
-use crate::{apply::compile::Here, local::Limits, report::access_log::AccessLog};
+use crate::{
+    apply::compile::Here,
+    dns::{
+        answer::PodNames,
+        open::Options as Dns,
+        servers::{self, Source},
+    },
+    local::Limits,
+    report::access_log::AccessLog,
+};
+
+/// Where Pods ask by default, as they do with NodeLocal DNSCache.
+const DNS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 20, 53)), servers::PORT);
 
 /// Where the admin port of an agent is when nothing else is said.
 pub const ADMIN_PORT: u16 = 18_081;
@@ -44,6 +56,15 @@ pub struct DataPlaneArgs {
     /// Shared HTTP port, routed by DNS name; 0 turns it off
     #[arg(long, env = "PORTICO_HTTP_PORT", value_name = "PORT")]
     pub http_port: Option<String>,
+    /// Where DNS answers, UDP and TCP, or off [default: 169.254.20.53:53 in a Pod, else off; standalone: 127.0.0.1:10053]
+    #[arg(long, env = "PORTICO_DNS_LISTEN", value_name = "ADDR:PORT,…")]
+    pub dns_listen: Option<String>,
+    /// Name servers for what is not in the cluster domain, or a resolv.conf that names them
+    #[arg(long, env = "PORTICO_DNS_UPSTREAM", value_name = "ADDR[:PORT],…|FILE", default_value = servers::RESOLV_CONF)]
+    pub dns_upstream: String,
+    /// Whether Pods have names made of their addresses, a-b-c-d.NAMESPACE.pod.DOMAIN: disabled or verified
+    #[arg(long, env = "PORTICO_DNS_PODS", value_name = "MODE", default_value = "disabled")]
+    pub dns_pods: String,
     /// Ranges of the node's addresses at which NodePorts answer [default: all of the node's addresses]
     #[arg(
         long,
@@ -112,6 +133,8 @@ pub struct Config {
     pub limits: Limits,
     /// What is logged.
     pub access_log: AccessLog,
+    /// Where and how DNS answers.
+    pub dns: Dns,
 }
 
 /// Options of the data plane, as used by each agent of a process.
@@ -127,6 +150,10 @@ pub struct DataPlane {
     pub limits: Limits,
     /// What is logged.
     pub access_log: AccessLog,
+    /// Where DNS answers, if the option was given; nowhere if that is empty.
+    pub dns_listen: Option<Vec<SocketAddr>>,
+    /// How DNS answers.
+    pub dns: Dns,
 }
 
 // === impl Args ===
@@ -154,6 +181,9 @@ impl Args {
             None => None,
         };
         let data_plane = data_plane?;
+        // Outside of a cluster nobody asks there, and the address is not ours to add.
+        let in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+        let dns_listen = data_plane.dns_listen.unwrap_or(if in_cluster { vec![DNS_LISTEN] } else { vec![] });
         Some(Config {
             gateways: gateways?,
             admin_listen,
@@ -165,6 +195,7 @@ impl Args {
             },
             limits: data_plane.limits,
             access_log: data_plane.access_log,
+            dns: Dns { listen: dns_listen, ..data_plane.dns },
         })
     }
 }
@@ -224,6 +255,24 @@ impl DataPlaneArgs {
             parse::one_of(&["off", "errors", "all"]),
             "off, errors or all",
         );
+        let dns_listen = match &self.dns_listen {
+            None => Some(None),
+            Some(raw) => problems.value("--dns-listen", raw, listen_list, LISTEN).map(Some),
+        };
+        let upstream = problems.value("--dns-upstream", &self.dns_upstream, upstream, SERVERS);
+        let pods = problems.value(
+            "--dns-pods",
+            &self.dns_pods,
+            parse::one_of(&["disabled", "verified"]),
+            "disabled or verified",
+        );
+        if let (Some(Some(listen)), Some(Source::Servers(upstream))) = (&dns_listen, &upstream)
+            && let Some(own) = upstream.iter().find(|server| listen.contains(server))
+        {
+            problems.push("--dns-upstream", format!("{own} is in --dns-listen too; questions would go in circles"));
+            return None;
+        }
+        let pods = if pods? == "verified" { PodNames::Verified } else { PodNames::Disabled };
         let workers = workers?;
         let share = |total: u32| (total as usize).div_ceil(workers);
         Some(DataPlane {
@@ -253,6 +302,8 @@ impl DataPlaneArgs {
                 "all" => AccessLog::All,
                 _ => AccessLog::Off,
             },
+            dns_listen: dns_listen?,
+            dns: Dns { listen: vec![], upstream: upstream?, pods },
         })
     }
 }
@@ -264,6 +315,35 @@ fn admin_listen(raw: &str) -> Result<SocketAddr, String> {
         Ok(address) => Ok(SocketAddr::new(address, ADMIN_PORT)),
         Err(_) => parse::socket_addr(raw).map_err(|_| "is not an address, with or without port".to_owned()),
     }
+}
+
+const LISTEN: &str = "addresses with port, such as 169.254.20.53:53, or off";
+const SERVERS: &str = "addresses with or without port, such as 10.0.0.2,[fd00::2]:53, or the path of a resolv.conf";
+
+/// Addresses to listen at; none for `off`. Replies must leave from the address that was asked, so each is named.
+fn listen_list(raw: &str) -> Result<Vec<SocketAddr>, String> {
+    if raw == "off" {
+        return Ok(vec![]);
+    }
+    let address = |item: &str| match parse::socket_addr(item.trim())? {
+        address if address.ip().is_unspecified() => {
+            Err(format!("has {address}, from which replies could leave with another address; name each address"))
+        }
+        address if address.port() == 0 => Err(format!("has {address} without a port")),
+        address => Ok(address),
+    };
+    raw.split(',').map(address).collect()
+}
+
+fn upstream(raw: &str) -> Result<Source, String> {
+    if raw.starts_with('/') {
+        return Ok(Source::File(raw.into()));
+    }
+    let server = |item: &str| match item.trim().parse::<IpAddr>() {
+        Ok(address) => Ok(SocketAddr::new(address, servers::PORT)),
+        Err(_) => parse::socket_addr(item.trim()),
+    };
+    raw.split(',').map(server).collect::<Result<_, _>>().map(Source::Servers)
 }
 
 #[cfg(test)]
@@ -283,6 +363,27 @@ mod tests {
         }
         for wrong in ["", "18081", ":18081", "node-1", "[fd00::1]", "10.0.0.1:"] {
             assert!(listen(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn dns_listens_at_addresses_that_are_named() {
+        let listen =
+            |raw| listen_list(raw).map(|list| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+        assert_eq!(listen("off").as_deref(), Ok(""));
+        assert_eq!(listen("169.254.20.53:53, [fd00::53]:53").as_deref(), Ok("169.254.20.53:53 [fd00::53]:53"));
+        for wrong in ["", "53", "0.0.0.0:53", "[::]:53", "127.0.0.1:0", "127.0.0.1", "on"] {
+            assert!(listen(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn dns_asks_servers_or_those_of_a_file() {
+        let servers = ["10.0.0.2:53", "[fd00::2]:5353"].map(|server| server.parse().expect("an address"));
+        assert_eq!(upstream("10.0.0.2,[fd00::2]:5353"), Ok(Source::Servers(servers.into())));
+        assert_eq!(upstream("/run/resolv.conf"), Ok(Source::File("/run/resolv.conf".into())));
+        for wrong in ["", "dns.example.com", "resolv.conf", "10.0.0.2,"] {
+            assert!(upstream(wrong).is_err(), "{wrong}");
         }
     }
 }

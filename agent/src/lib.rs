@@ -21,6 +21,8 @@ pub mod forward;
 pub mod local;
 /// From a client to a decision.
 pub mod listen;
+/// Names of the cluster.
+pub mod dns;
 /// Threads that serve.
 pub mod worker;
 /// From the discovery stream to a table.

@@ -14,6 +14,7 @@ use crate::{
         control::{Control, Counters, Progress},
     },
     config::{ADMIN_PORT, Config},
+    dns,
     report::export::{self, NodeIdentity},
     status::{self, Identity},
     table::certificate::TlsContext,
@@ -72,11 +73,24 @@ async fn run_beside(
     let reporting = export::start(telemetry, node, config.access_log).map_err(Error::Workers)?;
     let workers = (0..config.workers).map(|_| reporting.worker()).collect();
     let workers = Workers::start(config.limits.clone(), workers, &identity.node).map_err(Error::Workers)?;
+    let dns = (!config.dns.listen.is_empty()).then(|| {
+        let meter = telemetry.meter_provider.meter("portico.dns");
+        let mailboxes = workers.mailboxes();
+        dns::open::start(config.dns.clone(), config.workers, &meter, move |worker, opened| {
+            mailboxes.dns(worker, opened)
+        })
+    });
     let client = Client::new(identity.node.as_str(), env!("CARGO_PKG_VERSION"));
     let compiler = Compiler::new(config.here.clone(), TlsContext::new()?);
     let (control, progress, counters) = Control::new(&config.gateways, client, compiler, workers, first_commit)?;
     observe(telemetry, progress.clone(), counters);
 
+    if let Some(dns) = dns {
+        tasks.spawn(async move {
+            dns.await;
+            Ok(())
+        });
+    }
     for gateway in &config.gateways {
         let endpoint = Endpoint::from_shared(gateway.clone())?.connect_timeout(std::time::Duration::from_secs(3));
         let report = status::report(endpoint, identity.clone(), progress.clone(), drain.clone());

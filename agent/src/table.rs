@@ -18,8 +18,10 @@ use crate::{balance::ring::Ring, report::outcome::Outcome};
 
 pub mod certificate;
 pub mod names;
+pub mod zone;
 
 use names::Names;
+use zone::Zone;
 
 /// A map that is read on the path of a connection. Keys are our own addresses, so a fixed fast hash is safe.
 pub type Map<K, V> = HashMap<K, V, FixedState>;
@@ -31,8 +33,10 @@ pub struct Table {
     pub location: Location,
     /// What is served at which address.
     pub frontends: Map<Destination, Frontend>,
-    /// DNS names of Services.
+    /// DNS names of Services, as requests carry them.
     pub names: Names,
+    /// What DNS answers; `None` before the first commit of the gateway.
+    pub zone: Option<Arc<Zone>>,
     /// Which Pod owns an address.
     pub workloads: Arc<Map<IpAddr, Arc<Workload>>>,
 }

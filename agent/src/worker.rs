@@ -22,6 +22,7 @@ use tokio::{
 };
 
 use crate::{
+    dns::serve::{Opened, Server},
     listen::{self, open::Step, socket::Listening},
     local::{Limits, Local},
     report::export::WorkerReporting,
@@ -48,13 +49,19 @@ struct Worker {
     ended: oneshot::Receiver<()>,
 }
 
+/// What a worker is told.
 #[derive(Debug)]
 enum Command {
     Swap(Arc<Table>, Arc<HashSet<SocketAddr>>),
     Open(Destination, Listening),
     Close(Destination),
+    Dns(Box<Opened>),
     Drain,
 }
+
+/// Hands the workers what they need for DNS.
+#[derive(Debug)]
+pub struct Mailboxes(Vec<UnboundedSender<Command>>);
 
 /// A listener of one worker. Dropping it ends its loop.
 struct Open(#[allow(dead_code, reason = "dropping the sender is the message")] watch::Sender<()>);
@@ -88,6 +95,11 @@ impl Workers {
     /// Number of workers.
     pub fn count(&self) -> usize {
         self.workers.len()
+    }
+
+    /// For what is handed to single workers.
+    pub fn mailboxes(&self) -> Mailboxes {
+        Mailboxes(self.workers.iter().map(|worker| worker.commands.clone()).collect())
     }
 
     /// Gives every worker the new table, then the changes of listeners.
@@ -134,6 +146,18 @@ impl Workers {
     }
 }
 
+// === impl Mailboxes ===
+
+impl Mailboxes {
+    /// Has one worker answer DNS questions there, until it has drained.
+    pub fn dns(&self, worker: usize, opened: Opened) {
+        if let Some(commands) = self.0.get(worker) {
+            // A worker that ended is noticed where its end is awaited.
+            let _ = commands.send(Command::Dns(Box::new(opened)));
+        }
+    }
+}
+
 /// Every endpoint address that a table may dial.
 fn known(table: &Table) -> HashSet<SocketAddr> {
     let targets = table.frontends.values().filter_map(|frontend| frontend.target.as_ref()).chain(table.names.targets());
@@ -143,6 +167,7 @@ fn known(table: &Table) -> HashSet<SocketAddr> {
 
 async fn run(local: Rc<Local>, mut inbox: UnboundedReceiver<Command>) {
     let mut listeners: HashMap<Destination, Open> = HashMap::new();
+    let mut dns: Option<Rc<Server>> = None;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
@@ -157,6 +182,13 @@ async fn run(local: Rc<Local>, mut inbox: UnboundedReceiver<Command>) {
                 },
                 Some(Command::Close(destination)) => {
                     listeners.remove(&destination);
+                }
+                Some(Command::Dns(opened)) => {
+                    let Opened { settings, address, sockets } = *opened;
+                    let server = dns.get_or_insert_with(|| Rc::new(Server::new(local.clone(), settings)));
+                    if let Err(error) = answer(server, address, sockets) {
+                        tracing::error!(%address, "cannot register a socket: {error}");
+                    }
                 }
                 Some(Command::Drain) | None => break,
             },
@@ -201,6 +233,21 @@ fn open(local: &Rc<Local>, destination: Destination, socket: Listening) -> io::R
         }
     }
     Ok(Open(open))
+}
+
+/// Answers DNS questions until the worker ends: Pods of this node have nobody else to ask while it drains.
+fn answer(server: &Rc<Server>, address: SocketAddr, sockets: [Listening; 2]) -> io::Result<()> {
+    for socket in sockets {
+        match socket {
+            Listening::Tcp(listener) => {
+                tokio::task::spawn_local(server.clone().tcp(tcp(listener)?, address));
+            }
+            Listening::Udp(socket) => {
+                tokio::task::spawn_local(server.clone().udp(udp(socket)?, address));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn tcp(listener: StdTcpListener) -> io::Result<TcpListener> {

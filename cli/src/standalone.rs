@@ -2,7 +2,14 @@
 //! as any other deployment, joined by the same streams over loopback; it differs in its source, and in that it starts
 //! an agent for each Node and a sample backend for each Pod that asks for one.
 
-use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU16, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroU16,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use agent::config::{Config as AgentConfig, DataPlane, DataPlaneArgs};
 use anyhow::Context as _;
@@ -30,6 +37,9 @@ use pods::Pods;
 
 /// The shared HTTP port where the option is not given.
 const HTTP_PORT: u16 = 8080;
+
+/// Where DNS answers where the option is not given.
+const DNS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10_053);
 
 /// How long the gateway and the sample backends may take to end once the agents have drained.
 const LAST_DRAIN: Duration = Duration::from_secs(6);
@@ -257,6 +267,11 @@ impl Nodes {
             },
             limits: self.data_plane.limits.clone(),
             access_log: self.data_plane.access_log,
+            // All agents answer there, and all know the same: the kernel spreads the questions over them.
+            dns: agent::dns::open::Options {
+                listen: self.data_plane.dns_listen.clone().unwrap_or_else(|| vec![DNS_LISTEN]),
+                ..self.data_plane.dns.clone()
+            },
         };
         let telemetry = self.telemetry.component("portico-agent", vec![KeyValue::new("k8s.node.name", node.clone())]);
         let (stop, watch) = drain::channel();

@@ -12,10 +12,11 @@ use std::{
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+pub mod dns;
 pub mod ipam;
 
 /// Every suite there is.
-pub const SUITES: [Suite; 1] = [ipam::SUITE];
+pub const SUITES: [Suite; 2] = [dns::SUITE, ipam::SUITE];
 
 /// What the documents of one directory mean.
 #[derive(Clone, Copy, Debug)]

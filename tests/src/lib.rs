@@ -1,5 +1,7 @@
 //! Harness shared by the end-to-end tests, and the comparison with other proxies.
 
+/// How a Pod resolves names.
+pub mod resolver;
 /// Promises as data, one test for each.
 pub mod cases;
 /// What Portico, HAProxy and nginx spend on the same work.

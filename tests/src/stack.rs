@@ -63,6 +63,7 @@ impl Stack {
             ("admin-listen", net.at("0.1", 18_080).to_string()),
             ("service-cidr", net.place("127.N.96.0/20")),
             ("load-balancer-pool", net.place("127.N.128.0/24")),
+            ("dns-listen", net.at("0.1", 10_053).to_string()),
             ("workers", "2".to_owned()),
             ("drain-timeout", "3s".to_owned()),
         ] {

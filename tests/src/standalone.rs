@@ -40,6 +40,7 @@ impl Standalone {
             "--admin-listen=127.N.0.1:18080",
             "--service-cidr=127.N.96.0/20",
             "--load-balancer-pool=127.N.128.0/24",
+            "--dns-listen=127.N.0.1:10053",
             "--workers=2",
             "--drain-timeout=3s",
         ];

@@ -402,6 +402,9 @@ async fn every_wrong_option_is_reported_in_one_run() {
         ("--attempts", "0"),
         ("--max-header-bytes", "1GiB"),
         ("--max-headers", "0"),
+        ("--dns-listen", "0.0.0.0:53"),
+        ("--dns-upstream", "dns.example.com"),
+        ("--dns-pods", "insecure"),
     ];
     let manifests = [("--manifests", "/nonexistent/manifests")];
     refused("standalone", &[&log[..], &ports, &cluster, &data_plane, &manifests].concat()).await;

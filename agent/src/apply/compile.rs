@@ -18,7 +18,10 @@ use api::resource::{
 use ipnet::IpNet;
 use rustls::ServerConfig;
 
-use super::resources::{Dirty, Resources};
+use super::{
+    resources::{Dirty, Resources},
+    zone::ZoneCompiler,
+};
 use crate::{
     balance::{eligible, ring::Ring},
     table::{
@@ -48,6 +51,7 @@ pub struct Compiler {
     targets: BTreeMap<NamespacedName, Compiled>,
     /// TLS configurations by Secret and ALPN. Rebuilt when the certificate is another one.
     configs: HashMap<(NamespacedName, Alpn), Prepared>,
+    zone: ZoneCompiler,
 }
 
 /// A certificate, and the configuration made of it; `None` if it cannot be used.
@@ -64,7 +68,7 @@ struct Compiled {
 impl Compiler {
     /// A compiler that has compiled nothing yet.
     pub fn new(here: Here, tls: TlsContext) -> Self {
-        Self { here, tls, targets: BTreeMap::new(), configs: HashMap::new() }
+        Self { here, tls, targets: BTreeMap::new(), configs: HashMap::new(), zone: ZoneCompiler::default() }
     }
 
     /// The table for `resources`, of which `dirty` changed since the last call.
@@ -83,6 +87,7 @@ impl Compiler {
         Table {
             frontends: self.frontends(&location),
             names: Names::new(domain, self.targets.values().filter_map(named)),
+            zone: self.zone.compile(domain, resources, dirty),
             workloads: resources.workloads().clone(),
             location,
         }

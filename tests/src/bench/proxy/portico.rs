@@ -16,8 +16,19 @@ pub fn configure(dir: &Path) -> Result<Start> {
         write(&manifests, &format!("{name}.json"), &object.to_string())?;
     }
     let manifests = manifests.display().to_string();
-    let args =
-        ["standalone", "--manifests", &manifests, "--workers", "1", "--access-log", "off", "--log-level", "warn"];
+    let args = [
+        "standalone",
+        "--manifests",
+        &manifests,
+        "--workers",
+        "1",
+        "--dns-listen",
+        "off",
+        "--access-log",
+        "off",
+        "--log-level",
+        "warn",
+    ];
     Ok(Start { args: args.map(str::to_owned).into(), version: &["--version"] })
 }
 
