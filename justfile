@@ -16,6 +16,10 @@ build:
 run *args:
     cargo run --release --locked -- standalone {{ args }}
 
+# Brings a cluster up on this machine, or works in it: `just sandbox up`, `just sandbox down`.
+sandbox *args:
+    scripts/sandbox {{ args }}
+
 # Runs every check, or the named ones.
 test *steps:
     scripts/test {{ steps }}

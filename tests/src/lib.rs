@@ -42,3 +42,5 @@ pub mod standalone;
 pub mod stack;
 /// What makes a network namespace a Node: Pods as namespaces, containers as processes.
 pub mod kubelet;
+/// A real control plane on this machine, with network namespaces for nodes.
+pub mod sandbox;
