@@ -151,8 +151,14 @@ async fn report_once(nodes: &Api<Node>, config: &Config) -> Result<(), kube::Err
     if conditions.iter().all(same) && before.addresses.is_some() {
         return Ok(());
     }
-    let status = Patch::Strategic(json!({ "status": status(config, conditions) }));
-    nodes.patch_status(&config.node, &PatchParams::default(), &status).await?;
+    let mut status = json!(status(config, conditions));
+    // A strategic patch keeps the conditions of others, such as NetworkUnavailable. It would merge addresses by their
+    // type, of which there are two with the same one for each family; so these are replaced as a whole.
+    if let Some(addresses) = status["addresses"].as_array_mut() {
+        addresses.push(json!({ "$patch": "replace" }));
+    }
+    let patch = Patch::Strategic(json!({ "status": status }));
+    nodes.patch_status(&config.node, &PatchParams::default(), &patch).await?;
     Ok(())
 }
 
