@@ -135,6 +135,9 @@ pub async fn run_until(options: Standalone, stop: impl Future<Output = &'static 
         admin_listen: options.admin_listen,
         cluster: options.cluster.clone(),
         replace_kube_proxy: true,
+        // Nothing is written: manifests are completed where they are read.
+        lease_name: None,
+        default_load_balancer: true,
         drain_timeout: options.data_plane.limits.drain_timeout,
     };
     let gateway = gateway::server::start(config, &gateway_telemetry, gateway_watch.clone()).await.context("gateway")?;

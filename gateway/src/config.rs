@@ -8,6 +8,9 @@ use runtime::args::{Problems, parse};
 
 use crate::{emulate::Rules, ipam::pool::PortRange};
 
+/// Load-balancer addresses of manifests.
+const DEFAULT_LOAD_BALANCER_POOL: &str = "127.97.0.0/24";
+
 /// Options as typed. They are strings so that all mistakes can be reported together.
 #[derive(Clone, Debug, ClapArgs)]
 pub struct Args {
@@ -29,6 +32,16 @@ pub struct Args {
     /// Serve every Service without a service.kubernetes.io/service-proxy-name label, as kube-proxy would
     #[arg(long, env = "PORTICO_REPLACE_KUBE_PROXY")]
     pub replace_kube_proxy: bool,
+    /// Let only one replica write into the cluster: that which holds a Lease; turn off where there is one replica only
+    #[arg(long, env = "PORTICO_LEADER_ELECT", value_name = "true|false", default_value = "true", num_args = 0..=1,
+          require_equals = true, default_missing_value = "true", conflicts_with = "manifests")]
+    pub leader_elect: String,
+    /// Name of the Lease, in the gateway's own namespace
+    #[arg(long, env = "PORTICO_LEASE_NAME", value_name = "NAME", default_value = "portico-gateway")]
+    pub lease_name: String,
+    /// Assign addresses to Services of type LoadBalancer without spec.loadBalancerClass too, as with --manifests
+    #[arg(long, env = "PORTICO_DEFAULT_LOAD_BALANCER")]
+    pub default_load_balancer: bool,
     /// How long streams may finish after a request to stop
     #[arg(long, env = "PORTICO_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s")]
     pub drain_timeout: String,
@@ -46,9 +59,9 @@ pub struct ClusterArgs {
     /// Range of node ports that manifests are given
     #[arg(long, env = "PORTICO_NODE_PORT_RANGE", value_name = "FIRST-LAST", default_value = "30000-32767")]
     pub node_port_range: String,
-    /// Ranges of load-balancer addresses that manifests are given
-    #[arg(long, env = "PORTICO_LOAD_BALANCER_POOL", value_name = "CIDR,…", default_value = "127.97.0.0/24")]
-    pub load_balancer_pool: String,
+    /// Ranges of load-balancer addresses, as the address pool "default" [default: 127.97.0.0/24 with manifests, else none]
+    #[arg(long, env = "PORTICO_LOAD_BALANCER_POOL", value_name = "CIDR,…")]
+    pub load_balancer_pool: Option<String>,
     /// Networks of which spec.externalIPs are served; any user of a namespace can claim any address in them [default: none]
     #[arg(long, env = "PORTICO_EXTERNAL_IPS", value_name = "CIDR,…", default_value = "", hide_default_value = true)]
     pub external_ips: String,
@@ -75,6 +88,10 @@ pub struct Config {
     pub cluster: Cluster,
     /// Serve every Service without a proxy name of its own (S1.2).
     pub replace_kube_proxy: bool,
+    /// The Lease that decides who writes; `None` if this replica always does.
+    pub lease_name: Option<String>,
+    /// Whether load balancers without a class are ours in a cluster, too (S11.1).
+    pub default_load_balancer: bool,
     /// How long streams may finish.
     pub drain_timeout: Duration,
 }
@@ -93,6 +110,8 @@ pub enum SourceConfig {
 pub struct Cluster {
     /// What manifests are given.
     pub rules: Rules,
+    /// Load-balancer addresses that were asked for by option. Manifests have some without.
+    pub load_balancer_pool: Option<Vec<IpNet>>,
     /// Networks of which `spec.externalIPs` are served (S10.2).
     pub external_ips: Vec<IpNet>,
     /// DNS domain, without dots at its ends.
@@ -115,6 +134,9 @@ impl Args {
         let cluster = self.cluster.parse(problems);
         let drain_timeout =
             problems.value("--drain-timeout", &self.drain_timeout, parse::duration, "a number with unit, such as 30s");
+        let elect = problems.value("--leader-elect", &self.leader_elect, boolean, "give true or false");
+        let lease_name =
+            problems.value("--lease-name", &self.lease_name, object_name, "a name such as portico-gateway");
         let source = match &self.manifests {
             Some(directory) if directory.is_dir() => Some(SourceConfig::Manifests(directory.clone())),
             Some(directory) => {
@@ -131,6 +153,8 @@ impl Args {
             admin_listen: admin_listen?,
             cluster: cluster?,
             replace_kube_proxy: self.replace_kube_proxy,
+            lease_name: lease_name.filter(|_| elect == Some(true)),
+            default_load_balancer: self.default_load_balancer,
             drain_timeout: drain_timeout?,
         })
     }
@@ -143,8 +167,13 @@ impl ClusterArgs {
     pub fn parse(&self, problems: &mut Problems) -> Option<Cluster> {
         const CIDRS: &str = "networks separated by commas, such as 10.96.0.0/16,fd00:96::/112";
         let service_cidrs = problems.value("--service-cidr", &self.service_cidr, parse::cidr_list, CIDRS);
-        let load_balancer_pool =
-            problems.value("--load-balancer-pool", &self.load_balancer_pool, parse::cidr_list, CIDRS);
+        let given = self.load_balancer_pool.as_deref();
+        let load_balancer_pool = problems.value(
+            "--load-balancer-pool",
+            given.unwrap_or(DEFAULT_LOAD_BALANCER_POOL),
+            parse::cidr_list,
+            CIDRS,
+        );
         let overlap = |pool: &IpNet| {
             let cidrs = service_cidrs.iter().flatten();
             cidrs.into_iter().any(|cidr| cidr.contains(pool) || pool.contains(cidr)).then_some(*pool)
@@ -170,16 +199,27 @@ impl ClusterArgs {
         };
         let node_lease = problems.value("--node-lease", &self.node_lease, lease, "at least 1s, such as 15s");
         let node_ports = node_ports?;
+        let load_balancer_pool = load_balancer_pool?;
         Some(Cluster {
-            rules: Rules {
-                service_cidrs: service_cidrs?,
-                node_ports: PortRange::new(node_ports),
-                load_balancer_pool: load_balancer_pool?,
-            },
+            load_balancer_pool: given.is_some().then(|| load_balancer_pool.clone()),
+            rules: Rules { service_cidrs: service_cidrs?, node_ports: PortRange::new(node_ports), load_balancer_pool },
             external_ips: external_ips?,
             domain: domain?,
             node_lease: node_lease?,
         })
+    }
+}
+
+fn boolean(raw: &str) -> Result<bool, String> {
+    raw.parse().map_err(|_| "is neither true nor false".to_owned())
+}
+
+/// A name as the API server takes it for most objects: a DNS name in lower case.
+fn object_name(raw: &str) -> Result<String, String> {
+    if domain(raw).is_ok_and(|name| name == raw) {
+        Ok(raw.to_owned())
+    } else {
+        Err("is not an object's name".to_owned())
     }
 }
 
@@ -218,7 +258,22 @@ mod tests {
         assert_eq!(config.cluster.rules.node_ports.ends(), (30000, 32767));
         assert_eq!(config.cluster.node_lease, Duration::from_secs(15));
         assert!(config.cluster.external_ips.is_empty());
-        assert!(matches!(parse(&[]).expect("a cluster needs no option").source, SourceConfig::Kubernetes(None)));
+        let cluster = parse(&[]).expect("a cluster needs no option");
+        assert!(matches!(cluster.source, SourceConfig::Kubernetes(None)));
+        assert_eq!(cluster.lease_name.as_deref(), Some("portico-gateway"));
+        assert_eq!(cluster.cluster.load_balancer_pool, None, "loopback addresses are no use in a cluster");
+    }
+
+    #[test]
+    fn a_replica_without_rivals_needs_no_lease() {
+        for (words, lease) in [
+            (vec!["--leader-elect=false"], None),
+            (vec!["--leader-elect", "--lease-name=other"], Some("other".to_owned())),
+        ] {
+            assert_eq!(parse(&words).expect("is right").lease_name, lease, "{words:?}");
+        }
+        let mistakes = parse(&["--leader-elect=perhaps"]).map(drop).expect_err("is wrong");
+        assert_eq!(mistakes, ["--leader-elect: \"perhaps\" is neither true nor false; give true or false"]);
     }
 
     #[test]
@@ -242,6 +297,7 @@ mod tests {
             "--cluster-domain=cluster_local",
             "--node-lease=10ms",
             "--drain-timeout=soon",
+            "--lease-name=Not a name",
         ]);
         let mistakes = mistakes.map(drop).expect_err("all of it is wrong");
         let fields: Vec<_> = mistakes.iter().map(|line| line.split(':').next().unwrap_or_default()).collect();
@@ -253,6 +309,7 @@ mod tests {
             "--cluster-domain",
             "--node-lease",
             "--drain-timeout",
+            "--lease-name",
             "--manifests",
         ];
         assert_eq!(fields, expected, "{mistakes:#?}");

@@ -14,6 +14,10 @@ use tokio::{
     time::Instant,
 };
 
+mod addresses;
+
+pub use addresses::Addresses;
+
 use crate::{
     catalog::Catalog,
     metrics::Metrics,
@@ -49,6 +53,10 @@ pub struct Control {
     reports: Arc<Reports>,
     /// What the model reports of them.
     modelled: ByObject,
+    /// Who assigns load-balancer addresses; with manifests, their source does.
+    addresses: Option<Addresses>,
+    /// Whose wish for an address was refused, and why.
+    refused: ByObject,
     /// The first change that is not committed yet.
     since: Option<Instant>,
     /// Whether there is news for the catalog.
@@ -71,10 +79,17 @@ impl Control {
             dirty: Dirty::default(),
             reports: Arc::default(),
             modelled: ByObject::new(),
+            addresses: None,
+            refused: ByObject::new(),
             since: None,
             told: false,
         };
         (control, receiver)
+    }
+
+    /// Assigns load-balancer addresses as well.
+    pub fn assigning(self, addresses: Addresses) -> Self {
+        Self { addresses: Some(addresses), ..self }
     }
 
     /// Runs until the source ends.
@@ -87,6 +102,11 @@ impl Control {
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     due = None;
                     self.commit();
+                }
+                // Before the first commit there is nothing to assign.
+                () = turned(&mut self.addresses), if self.listed.is_none() => {
+                    self.assign_addresses();
+                    due = self.due(Instant::now());
                 }
                 batch = batches.recv() => match batch {
                     Some(batch) => {
@@ -109,6 +129,10 @@ impl Control {
                 tracing::info!(kind, count, "objects of this kind are not read");
             }
             self.reports = reports;
+            // What keeps everything from being listed must be told before everything is.
+            if self.told && self.world.synced().is_none() {
+                self.publish_catalog(&Dirty::default());
+            }
         }
     }
 
@@ -137,6 +161,9 @@ impl Control {
                 self.modelled.insert(object, problems.clone()).as_ref() != Some(&problems)
             };
         }
+        if dirty.load_balancers || self.listed.is_some() {
+            self.assign_addresses();
+        }
         // The catalog goes first: who is told of a new revision may look at it.
         self.publish_catalog(&dirty);
         let revision = self.store.commit(changes);
@@ -151,12 +178,20 @@ impl Control {
         }
     }
 
+    fn assign_addresses(&mut self) {
+        if let Some(addresses) = &mut self.addresses {
+            let refused = addresses.assign(&self.world);
+            self.told |= refused != self.refused;
+            self.refused = refused;
+        }
+    }
+
     fn publish_catalog(&mut self, dirty: &Dirty) {
         let before = self.catalog.borrow().clone();
         let mut catalog = before.clone();
         if std::mem::take(&mut self.told) {
             let mut problems = self.modelled.clone();
-            for (object, reported) in &self.reports.objects {
+            for (object, reported) in self.refused.iter().chain(&self.reports.objects) {
                 problems.entry(object.clone()).or_default().extend(reported.iter().cloned());
             }
             catalog.problems = Arc::new(problems);
@@ -190,6 +225,14 @@ impl Control {
                 };
             }
         }
+    }
+}
+
+/// Completes when addresses have to be assigned anew although no object changed.
+async fn turned(addresses: &mut Option<Addresses>) {
+    match addresses {
+        Some(addresses) => addresses.turned().await,
+        None => std::future::pending().await,
     }
 }
 

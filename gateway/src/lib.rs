@@ -16,6 +16,8 @@ pub mod snapshot;
 pub mod model;
 /// What people want to know of objects beside the resources they became.
 pub mod catalog;
+/// What is written into a cluster, and by which replica.
+pub mod status;
 /// The discovery service.
 pub mod stream;
 /// Which nodes external load balancers are to use.

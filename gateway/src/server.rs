@@ -22,18 +22,26 @@ use tonic::transport::server::{Router, TcpIncoming};
 use tonic_reflection::server as reflection;
 
 use crate::{
+    catalog::Catalog,
     config::{Config, SourceConfig},
-    control::Control,
+    control::{Addresses, Control},
     grpc_health::GrpcHealth,
     health::{self, Health},
     inspect::{Inspect, Sources},
-    metrics::Metrics,
+    ipam::load_balancer::{pool::Pool, request::Classes},
+    metrics::{self, Metrics},
     model::{
         endpoint::Reach,
         service::Policy,
         world::{self, Ownership},
     },
     snapshot::store::Store,
+    status::{
+        election::{Election, Leadership},
+        events::Events,
+        lease::Timing,
+        writer::Writer,
+    },
     stream::{
         Discovery,
         codec::DiscoveryServer,
@@ -113,6 +121,14 @@ pub async fn start(config: Config, telemetry: &Component, drain: drain::Watch) -
     let (batches, received) = mpsc::channel(BATCHES);
     let source = source(&config).await?;
     let replica_id: Arc<str> = format!("{:016x}", process_seed()).into();
+    let (control, writing) = match &source {
+        Source::Manifest(_) => (control, None),
+        Source::Kube(cluster) => {
+            let (control, writing) = writing(&config, cluster, control, catalog.clone(), &replica_id);
+            metrics::observe_leadership(&meter, writing.leadership.clone());
+            (control, Some(writing))
+        }
+    };
     let lease = config.cluster.node_lease;
     let judged = health::Config { lease, replica_id: replica_id.clone() };
     let (health, judge) = Health::new(judged, store.clone(), drain.clone());
@@ -137,6 +153,9 @@ pub async fn start(config: Config, telemetry: &Component, drain: drain::Watch) -
         Ok(())
     });
 
+    if let Some(writing) = writing {
+        running.write(writing);
+    }
     let sources = Sources { store: store.clone(), nodes: nodes.clone(), catalog, health: health.clone() };
     let admin_page = admin_page(readiness, telemetry, &sources);
     let router = asking_router(sources, &drain);
@@ -155,6 +174,44 @@ pub async fn start(config: Config, telemetry: &Component, drain: drain::Watch) -
         ("admin server", Ok(()))
     });
     Ok(running)
+}
+
+/// What writes into a cluster.
+struct Writing {
+    leadership: Leadership,
+    /// `None` if there are no rivals.
+    election: Option<Election>,
+    writer: Writer,
+    events: Events,
+}
+
+/// The control loop with addresses to assign, and what writes them. Nothing is written before this replica leads.
+fn writing(
+    config: &Config,
+    cluster: &kube::Source,
+    control: Control,
+    catalog: tokio::sync::watch::Receiver<Catalog>,
+    replica_id: &str,
+) -> (Control, Writing) {
+    let client = cluster.writing();
+    // The name of the Pod is for people; the rest makes sure that a restart is not taken for the same replica.
+    let instance = std::env::var("POD_NAME").unwrap_or_else(|_| "gateway".to_owned());
+    let identity = format!("{instance}_{replica_id}");
+    let (election, leadership) = match &config.lease_name {
+        None => (None, Leadership::always()),
+        Some(name) => {
+            let namespace = std::env::var("POD_NAMESPACE").unwrap_or_else(|_| client.default_namespace().to_owned());
+            let (election, leadership) = Election::new(client.clone(), &namespace, name, &identity, Timing::DEFAULT);
+            (Some(election), leadership)
+        }
+    };
+    let classes = Classes { named: Some(crate::LOAD_BALANCER_CLASS.into()), unnamed: config.default_load_balancer };
+    let pool = config.cluster.load_balancer_pool.as_ref();
+    let pool = pool.map(|networks| Pool::of_networks(crate::DEFAULT_POOL, networks));
+    let (addresses, desired) = Addresses::new(classes.clone(), pool, leadership.clone());
+    let writer = Writer::new(client.clone(), classes, leadership.clone(), desired);
+    let events = Events::new(client, &identity, leadership.clone(), catalog);
+    (control.assigning(addresses), Writing { leadership, election, writer, events })
 }
 
 fn grpc_server() -> tonic::transport::Server {
@@ -286,6 +343,26 @@ impl Running {
                 result = part => (name, result),
             }
         });
+    }
+
+    /// Runs what writes into a cluster. The Lease is given back once nothing is written any more.
+    fn write(&mut self, writing: Writing) {
+        let Writing { election, writer, events, .. } = writing;
+        self.until_drained("status writer", async move {
+            writer.run().await;
+            Ok(())
+        });
+        self.until_drained("writer of Events", async move {
+            events.run().await;
+            Ok(())
+        });
+        if let Some(election) = election {
+            let drain = self.drain.clone();
+            self.tasks.spawn(async move {
+                election.run(drain).await;
+                ("leader election", Ok(()))
+            });
+        }
     }
 
     /// Runs a server, which finishes its streams when the drain starts.

@@ -1,6 +1,11 @@
 //! Where objects come from. Every source feeds the same events into one channel.
 
-use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::PathBuf,
+    sync::Arc,
+};
 
 use tokio::sync::mpsc;
 
@@ -10,7 +15,7 @@ pub mod manifest;
 pub mod object;
 
 use crate::problem::{ByObject, Problem};
-use object::Event;
+use object::{Event, Kind};
 
 /// A source of objects.
 #[derive(Clone, Debug)]
@@ -35,6 +40,8 @@ pub struct Batch {
 pub struct Reports {
     /// Problems of the source as a whole, such as files that do not parse.
     pub source: Vec<Problem>,
+    /// The kinds that cannot be watched at present.
+    pub unwatched: BTreeSet<Kind>,
     /// Problems of single objects.
     pub objects: ByObject,
     /// How many objects of kinds that are not read there are, by kind.

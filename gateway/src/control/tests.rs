@@ -154,3 +154,14 @@ async fn problems_are_published_although_no_resource_changes() {
     assert_eq!(*fixture.catalog.borrow(), Catalog::default());
     assert_eq!(*fixture.revisions.borrow(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_keeps_a_kind_from_being_listed_is_told_before_everything_is() {
+    let mut fixture = start();
+    let source = vec![Problem::new("WATCH_FAILED", "cannot watch objects of kind Secret")];
+    let reports = Some(Arc::new(Reports { source: source.clone(), ..Reports::default() }));
+    fixture.batches.send(Batch { events: vec![], reports }).await.expect("the loop runs");
+    fixture.catalog.changed().await.expect("the loop runs");
+    assert_eq!(*fixture.catalog.borrow().source_problems, source);
+    assert_eq!(*fixture.revisions.borrow(), 0, "nothing is published");
+}

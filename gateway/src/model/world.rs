@@ -21,7 +21,7 @@ use super::{
 use crate::{
     emulate::slices::{SERVICE_NAME, SERVICE_PROXY_NAME},
     ipam::load_balancer::{
-        memory::in_status,
+        memory::is_concerned,
         pool::{NamespaceLabels, Pool},
     },
     problem::Problem,
@@ -323,8 +323,7 @@ impl World {
                 dirty.certificates.insert(new);
             }
         }
-        dirty.load_balancers |=
-            [&before, &service].into_iter().flatten().any(|service| has_to_do_with_addresses(service));
+        dirty.load_balancers |= [&before, &service].into_iter().flatten().any(|service| is_concerned(service));
         dirty.services.insert(name.clone());
         dirty.endpoints.insert(name);
     }
@@ -411,13 +410,6 @@ impl World {
             None => self.secrets.remove(&name),
         };
     }
-}
-
-/// Whether a Service is a load balancer, or has something left of when it was one.
-fn has_to_do_with_addresses(service: &Service) -> bool {
-    service.spec.as_ref().and_then(|spec| spec.type_.as_deref()) == Some("LoadBalancer")
-        || !in_status(service).is_empty()
-        || service.metadata.finalizers.is_some()
 }
 
 /// Whether a slice is for another proxy (S1.2). One written by hand for a Service of ours need not repeat its label.

@@ -1,5 +1,13 @@
 //! The Kubernetes API as a source: one watch for each kind, and a relist becomes one Reset of its kind.
 //!
+//! What is seen is never older than what was seen: a watch continues from the version of the last event, bookmarks keep that
+//! version young, and a version the API server has forgotten (410) leads to a new list. Between its first and last page a list
+//! is collected apart, so that objects which are gone are seen to be deleted, and others are not.
+//!
+//! A list that is silent for a while is asked for again, each failure is followed by a longer pause than the last one, and what
+//! cannot be watched is reported for as long as it lasts. Projected tokens are read again from their file each minute, by the
+//! client.
+//!
 //! What is not here: Endpoints, which slices have replaced (S1.1). When the API server is unreachable nothing is sent, so
 //! the last state seen stays in force (S1.6).
 
@@ -27,12 +35,19 @@ use tokio::{sync::mpsc, task::JoinSet};
 
 use super::{
     Batch, Error, Reports,
+    address_pool::AddressPool,
     object::{Event, Kind, Object},
 };
 use crate::problem::Problem;
 
 /// Seconds after which the API server ends a watch, and we begin it anew. A dead connection is noticed five seconds later.
 const WATCH_SECONDS: u32 = 240;
+/// Silence after which the API server is taken for dead. It ends a watch before, and sends bookmarks meanwhile.
+const READ_LIMIT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 15);
+/// Silence within a list after which it is asked for again. The longest pause between two attempts is half of it.
+const LIST_LIMIT: Duration = Duration::from_secs(60);
+/// Silence after a failure that means success: every further attempt would have failed by then, pause and connect included.
+const RECOVERED_AFTER: Duration = Duration::from_secs(75);
 /// Namespace whose UID stands for the cluster's: it exists in each, and is never deleted.
 const CLUSTER_NAMESPACE: &str = "kube-system";
 
@@ -40,6 +55,8 @@ const CLUSTER_NAMESPACE: &str = "kube-system";
 #[derive(Clone)]
 pub struct Source {
     client: Client,
+    /// Without the limit on silence, which is one for watches.
+    writing: Client,
 }
 
 /// What keeps each kind from being watched at present.
@@ -55,7 +72,7 @@ impl Source {
     /// [`Error::Credentials`] when there are none, or they cannot be used.
     pub async fn connect(kubeconfig: Option<&Path>) -> Result<Self, Error> {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Credentials { source };
-        let config = match kubeconfig {
+        let mut config = match kubeconfig {
             Some(path) => {
                 let file = Kubeconfig::read_from(path).map_err(|error| failed(error.into()))?;
                 kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
@@ -64,12 +81,22 @@ impl Source {
             }
             None => kube::Config::infer().await.map_err(|error| failed(error.into()))?,
         };
-        Ok(Self::new(Client::try_from(config).map_err(|error| failed(error.into()))?))
+        // Whoever asks tries again by itself, and says so: a retry inside of the client would be a silence without reason.
+        config.default_retry = false;
+        let writing = Client::try_from(config.clone()).map_err(|error| failed(error.into()))?;
+        config.read_timeout = Some(READ_LIMIT);
+        let client = Client::try_from(config).map_err(|error| failed(error.into()))?;
+        Ok(Self { client, writing })
     }
 
-    /// Reads through this client.
+    /// Reads and writes through this client.
     pub fn new(client: Client) -> Self {
-        Self { client }
+        Self { writing: client.clone(), client }
+    }
+
+    /// A client for writing. It neither retries nor gives up by itself.
+    pub fn writing(&self) -> Client {
+        self.writing.clone()
     }
 
     /// UID of the cluster. Asks until there is an answer.
@@ -113,7 +140,14 @@ impl Source {
         watches.spawn(watch::<Pod>(client.clone(), Kind::Pod, living, sender.clone(), failures.clone()));
         watches.spawn(watch::<Node>(client.clone(), Kind::Node, all.clone(), sender.clone(), failures.clone()));
         watches.spawn(watch::<Secret>(client.clone(), Kind::Secret, tls, sender.clone(), failures.clone()));
-        watches.spawn(watch::<Namespace>(client.clone(), Kind::Namespace, all, sender.clone(), failures));
+        watches.spawn(watch::<Namespace>(
+            client.clone(),
+            Kind::Namespace,
+            all.clone(),
+            sender.clone(),
+            failures.clone(),
+        ));
+        watches.spawn(watch::<AddressPool>(client.clone(), Kind::AddressPool, all, sender.clone(), failures));
         // A watch ends when nobody listens; then they all do.
         while let Some(ended) = watches.join_next().await {
             if let Err(failed) = ended
@@ -141,24 +175,34 @@ async fn watch<K>(
 ) where
     K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Into<Object> + 'static,
 {
-    let mut events = watcher(Api::<K>::all(client), config).default_backoff().boxed();
-    let mut relisted = Vec::new();
-    while let Some(event) = events.next().await {
-        let (event, reports) = match event {
-            Ok(watcher::Event::Init) => {
-                relisted.clear();
-                continue;
+    let begin = || watcher(Api::<K>::all(client.clone()), config.clone()).default_backoff().boxed();
+    let mut events = begin();
+    let mut listing = Listing::default();
+    loop {
+        let limit = match listing.complete {
+            false => Some(LIST_LIMIT),
+            true => failures.contain(kind).then_some(RECOVERED_AFTER),
+        };
+        let next = match limit {
+            Some(limit) => tokio::time::timeout(limit, events.next()).await,
+            None => Ok(events.next().await),
+        };
+        let (event, reports) = match next {
+            Ok(None) => return,
+            Ok(Some(Ok(event))) => match listing.take(kind, event) {
+                Some(event) => (Some(event), failures.solved(kind)),
+                None => continue,
+            },
+            Ok(Some(Err(error))) => match listing.without_kind(kind, &error) {
+                Some(event) => (Some(event), failures.solved(kind)),
+                None => (None, failures.failed(kind, &error)),
+            },
+            // A watch says nothing of having begun, and of a quiet kind it says nothing for hours.
+            Err(_) if listing.complete => (None, failures.solved(kind)),
+            Err(_) => {
+                events = begin();
+                (None, failures.note(kind, &format!("the API server did not answer within {LIST_LIMIT:?}")))
             }
-            Ok(watcher::Event::InitApply(object)) => {
-                relisted.push(object.into().trimmed());
-                continue;
-            }
-            Ok(watcher::Event::InitDone) => {
-                (Some(Event::Reset(kind, std::mem::take(&mut relisted))), failures.solved(kind))
-            }
-            Ok(watcher::Event::Apply(object)) => (Some(Event::Apply(object.into().trimmed())), failures.solved(kind)),
-            Ok(watcher::Event::Delete(object)) => (Some(Event::Delete(object.into().key())), failures.solved(kind)),
-            Err(error) => (None, failures.failed(kind, &error)),
         };
         if event.is_none() && reports.is_none() {
             continue;
@@ -169,9 +213,61 @@ async fn watch<K>(
     }
 }
 
+/// The list that a watch begins with, while it arrives.
+#[derive(Debug, Default)]
+struct Listing {
+    objects: Vec<Object>,
+    /// Whether no list is awaited.
+    complete: bool,
+    /// Whether there ever was one.
+    ever: bool,
+}
+
+// === impl Listing ===
+
+impl Listing {
+    /// Takes in what the watch says; what follows from it, if it is not a part of a list.
+    fn take<K: Into<Object>>(&mut self, kind: Kind, event: watcher::Event<K>) -> Option<Event> {
+        match event {
+            watcher::Event::Init => {
+                self.objects.clear();
+                self.complete = false;
+                None
+            }
+            watcher::Event::InitApply(object) => {
+                self.objects.push(object.into().trimmed());
+                None
+            }
+            watcher::Event::InitDone => {
+                (self.complete, self.ever) = (true, true);
+                Some(Event::Reset(kind, std::mem::take(&mut self.objects)))
+            }
+            watcher::Event::Apply(object) => Some(Event::Apply(object.into().trimmed())),
+            watcher::Event::Delete(object) => Some(Event::Delete(object.into().key())),
+        }
+    }
+
+    /// An empty list, the first time that a cluster says it does not know the kind: ours need not be installed. A kind that
+    /// was known before keeps its last state.
+    fn without_kind(&mut self, kind: Kind, error: &watcher::Error) -> Option<Event> {
+        let watcher::Error::InitialListFailed(kube::Error::Api(status)) = error else { return None };
+        if kind != Kind::AddressPool || !status.is_not_found() || self.ever {
+            return None;
+        }
+        self.ever = true;
+        tracing::info!(%kind, "the cluster does not know this kind; install deploy/base/crds.yaml to use it");
+        Some(Event::Reset(kind, vec![]))
+    }
+}
+
 // === impl Failures ===
 
 impl Failures {
+    /// Whether a kind cannot be watched at present.
+    fn contain(&self, kind: Kind) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&kind)
+    }
+
     /// Notes that a kind can be watched; all reports if that is news.
     fn solved(&self, kind: Kind) -> Option<Arc<Reports>> {
         let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -186,7 +282,18 @@ impl Failures {
         {
             return None;
         }
-        let message = format!("cannot watch objects of kind {kind}, so the last state seen stays in force: {error}");
+        // Known already, and said when it was found out.
+        if kind == Kind::AddressPool
+            && matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.is_not_found())
+        {
+            return None;
+        }
+        self.note(kind, &error.to_string())
+    }
+
+    /// Notes that a kind cannot be watched; all reports if that is news.
+    fn note(&self, kind: Kind, reason: &str) -> Option<Arc<Reports>> {
+        let message = format!("cannot watch objects of kind {kind}, so the last state seen stays in force: {reason}");
         let problem = Problem::new("WATCH_FAILED", message);
         let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = failures.insert(kind, problem.clone());
@@ -194,7 +301,8 @@ impl Failures {
     }
 
     fn reports(failures: &BTreeMap<Kind, Problem>) -> Arc<Reports> {
-        Arc::new(Reports { source: failures.values().cloned().collect(), ..Reports::default() })
+        let (source, unwatched) = (failures.values().cloned().collect(), failures.keys().copied().collect());
+        Arc::new(Reports { source, unwatched, ..Reports::default() })
     }
 }
 

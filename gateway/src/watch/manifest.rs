@@ -172,7 +172,7 @@ impl State {
             Some(before) => difference(&before, &emulated.objects),
         };
         self.sent = Some(emulated.objects);
-        let reports = Arc::new(Reports { source: merged.broken, objects, others: merged.others });
+        let reports = Arc::new(Reports { source: merged.broken, objects, others: merged.others, ..Reports::default() });
         let told_anew = reports != self.reports;
         self.reports = reports.clone();
         (told_anew || !events.is_empty()).then_some(Batch { events, reports: Some(reports) })

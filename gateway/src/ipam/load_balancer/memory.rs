@@ -101,6 +101,13 @@ fn was_ours(classes: &Classes, service: &Service, grant: Option<&Grant>) -> bool
     !is_load_balancer && (grant.is_some() || classes.contain(class))
 }
 
+/// Whether a Service is a load balancer, or has something left of when it was one.
+pub fn is_concerned(service: &Service) -> bool {
+    service.spec.as_ref().and_then(|spec| spec.type_.as_deref()) == Some("LoadBalancer")
+        || !in_status(service).is_empty()
+        || service.metadata.finalizers.is_some()
+}
+
 /// The addresses that the status says.
 pub fn in_status(service: &Service) -> Vec<IpAddr> {
     let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
