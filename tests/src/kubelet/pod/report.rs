@@ -59,6 +59,11 @@ pub async fn run(kubelet: Arc<Kubelet>, mut wishes: watch::Receiver<Wish>, mut o
 async fn report(client: &Client, pod: &Pod, status: &PodStatus) -> Result<bool, kube::Error> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
     // With the UID the API server refuses a report about a Pod whose name a new one has taken.
+    let mut status = json!(status);
+    // Addresses would be merged too, with those that the Pod had before its node was restarted.
+    if let Some(addresses) = status["podIPs"].as_array_mut() {
+        addresses.push(json!({ "$patch": "replace" }));
+    }
     let patch = Patch::Strategic(json!({ "metadata": { "uid": pod.uid() }, "status": status }));
     match pods.patch_status(&pod.name_any(), &PatchParams::default(), &patch).await {
         Ok(_) => Ok(true),
