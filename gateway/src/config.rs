@@ -146,6 +146,7 @@ impl Args {
             }
             None => Some(SourceConfig::Kubernetes(self.kubeconfig.clone())),
         };
+        let elect = elect?;
         Some(Config {
             source: source?,
             discovery_listen: discovery_listen?,
@@ -153,7 +154,7 @@ impl Args {
             admin_listen: admin_listen?,
             cluster: cluster?,
             replace_kube_proxy: self.replace_kube_proxy,
-            lease_name: lease_name.filter(|_| elect == Some(true)),
+            lease_name: Some(lease_name?).filter(|_| elect),
             default_load_balancer: self.default_load_balancer,
             drain_timeout: drain_timeout?,
         })

@@ -82,3 +82,24 @@ fn selectors(_: &mut SchemaGenerator) -> Schema {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use kube::CustomResourceExt as _;
+
+    use super::*;
+
+    /// With `UPDATE=1` in the environment the manifest is written.
+    #[test]
+    fn the_manifest_in_deploy_is_what_the_types_say() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/base/crds.yaml");
+        let expected = serde_saphyr::to_string(&AddressPool::crd()).expect("a definition is YAML");
+        if std::env::var_os("UPDATE").is_some() {
+            fs::write(&path, &expected).expect("writes");
+        }
+        let found = fs::read_to_string(&path).expect("deploy/base/crds.yaml");
+        assert!(found == expected, "differs; run again with UPDATE=1:\n{expected}");
+    }
+}

@@ -159,7 +159,8 @@ impl<'a> State<'a> {
         if addresses.is_empty() || held.len() != addresses.len() {
             return None;
         }
-        if !request.addresses.is_empty() && request.addresses != addresses {
+        let asked = &request.addresses;
+        if !asked.is_empty() && (*asked != addresses || asked.len() != request.families.len()) {
             return None;
         }
         let fits = |pool: &&&Pool| {

@@ -218,7 +218,7 @@ fn nothing_is_derived_before_every_kind_was_listed() {
         world.apply(Event::Reset(kind, vec![]), &mut Dirty::default());
     }
     assert!(world.synced().is_none());
-    assert_eq!(world.missing(), [object::Kind::EndpointSlice, object::Kind::Namespace]);
+    assert_eq!(world.missing(), [object::Kind::EndpointSlice, object::Kind::Namespace, object::Kind::AddressPool]);
 }
 
 #[test]

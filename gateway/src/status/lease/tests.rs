@@ -12,15 +12,19 @@ fn wall() -> Timestamp {
 struct Replica {
     elector: Elector,
     now: Instant,
+    start: Instant,
 }
 
 impl Replica {
     fn new(identity: &str) -> Self {
-        Self { elector: Elector::new(identity, Timing::DEFAULT), now: Instant::now() }
+        let now = Instant::now();
+        Self { elector: Elector::new(identity, Timing::DEFAULT), now, start: now }
     }
 
     fn step(&mut self, observed: Observed) -> Action {
-        self.elector.step(self.now, wall(), observed)
+        // A renewal is seen by its time, so that has to differ.
+        let wall = wall() + self.now.duration_since(self.start);
+        self.elector.step(self.now, wall, observed)
     }
 
     fn leads(&self) -> bool {

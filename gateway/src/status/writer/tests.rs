@@ -44,7 +44,9 @@ async fn the_list_is_replaced_as_a_whole_and_only_if_it_differs() {
     let server = ApiServer::new();
     let mut object = ours();
     object["status"] = json!({
-        "conditions": [{ "type": "Mine", "status": "True" }],
+        "conditions": [{
+            "type": "Mine", "status": "True", "reason": "Because", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }],
         "loadBalancer": { "ingress": [{ "hostname": "old.example.com" }, { "ip": "192.0.2.9" }] },
     });
     server.set(WEB, object);
