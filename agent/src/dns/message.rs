@@ -17,6 +17,9 @@ pub const DATAGRAM: u16 = 1_232;
 /// Bytes of a header.
 pub const HEADER: usize = 12;
 
+/// The bit of the third byte of a header that says "truncated".
+pub const TRUNCATED: u8 = 0x02;
+
 /// How a message came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -161,7 +164,9 @@ impl Request {
     fn fit(&self, mut message: Message) -> Vec<u8> {
         loop {
             let bytes = self.encode(&message);
-            if bytes.len() <= self.limit() && !bytes.is_empty() {
+            // More than any message can hold is cut while it is written, which shows in its flags.
+            let is_whole = bytes.get(2).is_some_and(|flags| flags & TRUNCATED == 0);
+            if is_whole && bytes.len() <= self.limit() {
                 return bytes;
             }
             if !message.additionals.is_empty() {

@@ -9,7 +9,7 @@ use hickory_proto::{
     serialize::binary::{BinDecodable as _, BinDecoder},
 };
 
-use super::message::{DATAGRAM, HEADER, Request};
+use super::message::{DATAGRAM, HEADER, Request, TRUNCATED};
 
 /// The longest that an answer is kept, however long it may live.
 const MAX_AGE: Duration = Duration::from_secs(3_600);
@@ -19,8 +19,6 @@ const MAX_NEGATIVE_AGE: Duration = Duration::from_secs(1_800);
 
 const TYPE_SOA: u16 = 6;
 const TYPE_OPT: u16 = 41;
-/// The bit of the third byte of a header that says "truncated".
-const TRUNCATED: u8 = 0x02;
 
 /// A reply of another server, without what was meant for us alone (EDNS).
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -214,6 +214,35 @@ fn annotation_and_affinity_decide_the_balance() {
     assert_eq!(balance(&web, &http), Balance::Hash(HashKey::Client));
 }
 
+#[test]
+fn names_are_compiled_again_only_when_one_changes() {
+    let (mut held, mut compiler) = (Resources::default(), compiler());
+    let headless = Service { kind: ServiceType::Headless, cluster_ips: vec![], ..service("db", 2) };
+    let mut zone = |change: Changes| {
+        let (rejections, dirty) = held.apply(change);
+        assert_eq!(rejections, []);
+        compiler.compile(&held, &dirty).zone.expect("there was a commit")
+    };
+    let services = [service("web", 1), headless].map(|service| Resource::Service(Box::new(service)));
+    let before = zone(set(services.into_iter().chain([node("node-a", 1)])));
+    let of_web = Resource::Endpoint(Box::new(endpoint("web", 5, "node-a")));
+    assert!(Arc::ptr_eq(&before, &zone(set([of_web.clone()]))), "a ClusterIP has no names of endpoints");
+    assert!(Arc::ptr_eq(&before, &zone(set([node("node-b", 2)]))));
+    let of_db = zone(set([Resource::Endpoint(Box::new(endpoint("db", 6, "node-a")))]));
+    assert!(!Arc::ptr_eq(&before, &of_db) && of_db.serial > before.serial);
+    assert_eq!(of_db.service(b"db", b"default").map(|entry| entry.hosts.len()), Some(1));
+    let named = Endpoint { hostname: "front".to_owned(), ..endpoint("web", 5, "node-a") };
+    let named = zone(set([Resource::Endpoint(Box::new(named))]));
+    assert_eq!(named.names_of([127, 1, 0, 5].into()).len(), 1);
+    let removed = Changes { set: vec![], removed: vec![of_web.key(), Key::new(Kind::Service, "default/db")] };
+    let removed = zone(removed);
+    assert!(removed.names_of([127, 1, 0, 5].into()).is_empty() && removed.service(b"db", b"default").is_none());
+    let foreign = zone(set([Resource::ForeignService(Box::new(service("db", 3)))]));
+    assert_eq!(foreign.names_of([127, 96, 0, 3].into()).len(), 1);
+    let namespace = api::resource::namespace::Namespace { name: "empty".to_owned() };
+    assert!(zone(set([Resource::Namespace(namespace)])).has_namespace(b"empty"));
+}
+
 /// Name of a target, its endpoints for policy Cluster, and those for policy Local.
 type Described = (Option<String>, Vec<SocketAddr>, Vec<SocketAddr>);
 
