@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     num::NonZeroU16,
+    path::PathBuf,
     time::Duration,
 };
 
@@ -17,6 +18,7 @@ use crate::{
         open::Options as Dns,
         servers::{self, Source},
     },
+    gateways::{Access, CA_FILE, Gateways, TOKEN_FILE},
     local::Limits,
     report::access_log::AccessLog,
 };
@@ -39,6 +41,9 @@ pub struct Args {
         default_value = "http://127.0.0.1:18000"
     )]
     pub gateway: Vec<String>,
+    /// How gateways are found and known, beside their URLs.
+    #[command(flatten)]
+    pub access: AccessArgs,
     /// Name of this node's Node object [default: $NODE_NAME, else the host name]
     #[arg(long, env = "PORTICO_NODE", value_name = "NAME")]
     pub node: Option<String>,
@@ -48,6 +53,45 @@ pub struct Args {
     /// Options of the data plane.
     #[command(flatten)]
     pub data_plane: DataPlaneArgs,
+}
+
+/// How gateways are found and known.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct AccessArgs {
+    /// Service of the gateways in the cluster: its ready endpoints are connected to, without DNS
+    #[arg(long, env = "PORTICO_GATEWAY_SERVICE", value_name = "NAMESPACE/NAME", conflicts_with = "gateway")]
+    pub gateway_service: Option<String>,
+    /// File with the CA certificates of the gateways, PEM, read for each connection [default with --gateway-service:
+    /// /var/run/secrets/portico.dev/ca/ca.crt]
+    #[arg(long, env = "PORTICO_GATEWAY_CA", value_name = "FILE")]
+    pub gateway_ca: Option<PathBuf>,
+    /// File with the token that proves who this agent is, read for each connection [default with --gateway-service:
+    /// /var/run/secrets/portico.dev/discovery/token]
+    #[arg(long, env = "PORTICO_GATEWAY_TOKEN", value_name = "FILE")]
+    pub gateway_token: Option<PathBuf>,
+    /// Name in the certificate of the gateways [default: <NAME>.<NAMESPACE>.svc of --gateway-service, else the host of
+    /// the URL]
+    #[arg(long, env = "PORTICO_GATEWAY_NAME", value_name = "NAME")]
+    pub gateway_name: Option<String>,
+    /// Connect to the endpoints of --gateway-service in plain text and without a token
+    #[arg(long, env = "PORTICO_INSECURE_DISCOVERY", requires = "gateway_service")]
+    pub insecure_discovery: bool,
+    /// Credentials of the cluster, for --gateway-service [default: those of the Pod, else $KUBECONFIG or ~/.kube/config]
+    #[arg(long, env = "PORTICO_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+}
+
+/// A Service whose endpoints are gateways.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayService {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Scheme of the URLs: https, or http where discovery is insecure.
+    pub scheme: &'static str,
+    /// Credentials of the cluster; `None` means those of the environment.
+    pub kubeconfig: Option<PathBuf>,
 }
 
 /// Options that standalone shares with the agent.
@@ -121,8 +165,10 @@ pub struct DataPlaneArgs {
 /// Options as used.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Discovery addresses of the gateway's replicas.
-    pub gateways: Vec<String>,
+    /// The gateway's replicas; none as long as nobody follows `gateway_service`, if that is given.
+    pub gateways: Gateways,
+    /// Where the replicas are to be looked for.
+    pub gateway_service: Option<GatewayService>,
     /// Where the admin port listens; `None` means at the node's address.
     pub admin_listen: Option<SocketAddr>,
     /// Data-plane threads.
@@ -162,15 +208,14 @@ impl Args {
     /// Checks every option; `None` if `problems` got an entry. `host` is used where no node is named.
     pub fn parse(&self, problems: &mut Problems, node_name: Option<String>, host: &str) -> Option<Config> {
         let data_plane = self.data_plane.parse(problems);
-        let url = |raw: &str| match raw.parse::<http::Uri>() {
-            Ok(uri) if uri.scheme_str() == Some("http") && uri.authority().is_some() => Ok(raw.to_owned()),
-            Ok(_) | Err(_) => Err("is not a URL of scheme http".to_owned()),
+        let service = self.access.service(problems);
+        let gateways = match &service {
+            Some(service) => service.as_ref().map(|service| Gateways::fixed(vec![], self.access.of_service(service))),
+            None => self.urls(problems).and_then(|urls| {
+                let access = self.access.of_urls(&urls, problems)?;
+                Some(Gateways::fixed(urls, access))
+            }),
         };
-        let gateways: Option<Vec<String>> = self
-            .gateway
-            .iter()
-            .map(|raw| problems.value("--gateway", raw, url, "a URL such as http://127.0.0.1:18000"))
-            .collect();
         let admin_listen = match &self.admin_listen {
             Some(raw) => Some(problems.value(
                 "--admin-listen",
@@ -186,6 +231,7 @@ impl Args {
         let dns_listen = data_plane.dns_listen.unwrap_or(if in_cluster { vec![DNS_LISTEN] } else { vec![] });
         Some(Config {
             gateways: gateways?,
+            gateway_service: service.flatten(),
             admin_listen,
             workers: data_plane.workers,
             here: Here {
@@ -197,6 +243,72 @@ impl Args {
             access_log: data_plane.access_log,
             dns: Dns { listen: dns_listen, ..data_plane.dns },
         })
+    }
+}
+
+impl Args {
+    fn urls(&self, problems: &mut Problems) -> Option<Vec<String>> {
+        let url = |raw: &str| match raw.parse::<http::Uri>() {
+            Ok(uri) if matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some() => {
+                Ok(raw.to_owned())
+            }
+            Ok(_) | Err(_) => Err("is not a URL of scheme http or https".to_owned()),
+        };
+        let urls = self.gateway.iter();
+        // All of them are looked at, so that all mistakes are reported.
+        let urls: Vec<_> = urls
+            .map(|raw| problems.value("--gateway", raw, url, "give a URL such as http://127.0.0.1:18000"))
+            .collect();
+        urls.into_iter().collect()
+    }
+}
+
+// === impl AccessArgs ===
+
+impl AccessArgs {
+    /// The Service, if one is given; the inner `None` means that `problems` got an entry.
+    fn service(&self, problems: &mut Problems) -> Option<Option<GatewayService>> {
+        let raw = self.gateway_service.as_ref()?;
+        let parse = |raw: &str| match raw.split_once('/') {
+            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+                Ok((namespace.to_owned(), name.to_owned()))
+            }
+            Some(_) | None => Err("is not the name of a Service".to_owned()),
+        };
+        let expected = "give namespace and name, such as portico-system/portico-gateway";
+        let name = problems.value("--gateway-service", raw, parse, expected);
+        Some(name.map(|(namespace, name)| GatewayService {
+            namespace,
+            name,
+            scheme: if self.insecure_discovery { "http" } else { "https" },
+            kubeconfig: self.kubeconfig.clone(),
+        }))
+    }
+
+    fn of_service(&self, service: &GatewayService) -> Access {
+        if self.insecure_discovery {
+            return Access::default();
+        }
+        let name = || format!("{}.{}.svc", service.name, service.namespace);
+        Access {
+            ca: Some(self.gateway_ca.clone().unwrap_or_else(|| CA_FILE.into())),
+            token: Some(self.gateway_token.clone().unwrap_or_else(|| TOKEN_FILE.into())),
+            name: Some(self.gateway_name.clone().unwrap_or_else(name)),
+        }
+    }
+
+    fn of_urls(&self, urls: &[String], problems: &mut Problems) -> Option<Access> {
+        let is_tls = |url: &&String| url.to_ascii_lowercase().starts_with("https://");
+        if self.gateway_ca.is_none() && urls.iter().any(|url| is_tls(&url)) {
+            problems.push("--gateway-ca", "is missing; an https URL needs the CA certificates of the gateway");
+            return None;
+        }
+        if self.gateway_token.is_some() && !urls.iter().all(|url| is_tls(&url)) {
+            problems.push("--gateway-token", "must not be sent in plain text; give https URLs only");
+            return None;
+        }
+        let (ca, token, name) = (self.gateway_ca.clone(), self.gateway_token.clone(), self.gateway_name.clone());
+        Some(Access { ca, token, name })
     }
 }
 
@@ -348,7 +460,55 @@ fn upstream(raw: &str) -> Result<Source, String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(words: &[&str]) -> Result<Config, Vec<String>> {
+        let words = ["agent"].iter().chain(words);
+        let mut problems = Problems::new();
+        let args = Cli::try_parse_from(words).expect("clap takes the words").args;
+        args.parse(&mut problems, None, "n1").ok_or_else(|| problems.lines().collect())
+    }
+
+    #[test]
+    fn a_service_brings_files_and_a_name_with_it() {
+        let config = parse(&["--gateway-service=portico-system/portico-gateway"]).expect("is enough");
+        let access = Access {
+            ca: Some(CA_FILE.into()),
+            token: Some(TOKEN_FILE.into()),
+            name: Some("portico-gateway.portico-system.svc".into()),
+        };
+        assert_eq!(config.gateways.access, access);
+        assert_eq!(config.gateway_service.map(|service| service.scheme), Some("https"));
+        let config = parse(&["--gateway-service=a/b", "--insecure-discovery"]).expect("is enough");
+        assert_eq!(config.gateways.access, Access::default());
+        assert_eq!(config.gateway_service.map(|service| service.scheme), Some("http"));
+        let config = parse(&[]).expect("the defaults are right");
+        assert_eq!(*config.gateways.replicas.borrow(), ["http://127.0.0.1:18000"]);
+        assert_eq!(config.gateways.access, Access::default());
+    }
+
+    #[test]
+    fn what_would_not_be_safe_or_cannot_work_is_named() {
+        let cases: [(&[&str], &str); 5] = [
+            (&["--gateway=https://a:1"], "--gateway-ca: is missing"),
+            (&["--gateway=http://a:1", "--gateway-token=t"], "--gateway-token: must not"),
+            (&["--gateway=ftp://a"], "--gateway: \"ftp://a\" is not a URL"),
+            (&["--gateway-service=a"], "--gateway-service: \"a\" is not the name"),
+            (&["--gateway-service=a/b/c"], "--gateway-service: \"a/b/c\" is not the name"),
+        ];
+        for (words, expected) in cases {
+            let problems = parse(words).map(drop).expect_err("is wrong");
+            assert!(problems[0].starts_with(expected), "{problems:?}");
+        }
+    }
 
     #[test]
     fn the_admin_port_of_an_address_alone_is_the_usual_one() {

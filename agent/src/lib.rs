@@ -25,6 +25,8 @@ pub mod listen;
 pub mod dns;
 /// Threads that serve.
 pub mod worker;
+/// Where gateways are, and how they are reached.
+pub mod gateways;
 /// From the discovery stream to a table.
 pub mod apply;
 /// What the agent says of itself.

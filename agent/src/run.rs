@@ -6,7 +6,6 @@ use api::delta::client::Client;
 use opentelemetry::{KeyValue, metrics::MeterProvider as _};
 use runtime::{admin::Admin, drain, ready::Readiness, telemetry::Component};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
-use tonic::transport::Endpoint;
 
 use crate::{
     apply::{
@@ -38,9 +37,6 @@ pub enum Error {
         /// What the system says.
         source: std::io::Error,
     },
-    /// One of the gateways is not a URL.
-    #[error("--gateway is not a URL")]
-    Gateway(#[from] tonic::transport::Error),
     /// A worker ended before it was told to.
     #[error("a worker of the data plane ended, see the log above")]
     Worker,
@@ -82,7 +78,8 @@ async fn run_beside(
     });
     let client = Client::new(identity.node.as_str(), env!("CARGO_PKG_VERSION"));
     let compiler = Compiler::new(config.here.clone(), TlsContext::new()?);
-    let (control, progress, counters) = Control::new(&config.gateways, client, compiler, workers, first_commit)?;
+    let (gateways, name) = (config.gateways, identity.node.clone());
+    let (control, progress, counters) = Control::new(gateways.clone(), name, client, compiler, workers, first_commit);
     observe(telemetry, progress.clone(), counters);
 
     if let Some(dns) = dns {
@@ -91,14 +88,11 @@ async fn run_beside(
             Ok(())
         });
     }
-    for gateway in &config.gateways {
-        let endpoint = Endpoint::from_shared(gateway.clone())?.connect_timeout(std::time::Duration::from_secs(3));
-        let report = status::report(endpoint, identity.clone(), progress.clone(), drain.clone());
-        tasks.spawn(async move {
-            report.await;
-            Ok(())
-        });
-    }
+    let report = status::report_to_all(gateways, identity.clone(), progress.clone(), drain.clone());
+    tasks.spawn(async move {
+        report.await;
+        Ok(())
+    });
     let admin = admin(readiness, telemetry, progress.clone());
     tasks.spawn(listen_admin(config.admin_listen, progress, admin, drain.clone()));
     let control = control.run(drain);

@@ -1,7 +1,10 @@
 //! What the agent says of itself: one status stream to every replica of the gateway, so that any of them can answer
 //! load balancers. A stream that ends is opened again; the lease bridges the gap.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime},
+};
 
 use api::{
     delta::version::Digests,
@@ -17,9 +20,13 @@ use tokio::{
     time::Instant,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Endpoint;
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::{apply::control::Progress, table::FrontendKind};
+use crate::{
+    apply::control::{Progress, is_refusal},
+    gateways::{self, Access, Gateways},
+    table::FrontendKind,
+};
 
 /// Pace until the gateway sets another one.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
@@ -43,42 +50,91 @@ struct Facts {
     faults: Vec<ServiceFault>,
 }
 
-/// Reports to one replica until draining is over.
-pub async fn report(
-    gateway: Endpoint,
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error(transparent)]
+    Connect(#[from] gateways::Error),
+    #[error("the gateway ended the stream: {}: {}", .0.code(), .0.message())]
+    Status(#[from] Box<tonic::Status>),
+    #[error("the gateway closed the stream")]
+    Closed,
+}
+
+/// Reports to every replica there is, until it is dropped.
+pub async fn report_to_all(
+    gateways: Gateways,
+    identity: Identity,
+    progress: watch::Receiver<Progress>,
+    drain: drain::Watch,
+) {
+    let mut replicas = gateways.replicas.clone();
+    let mut reports = HashMap::<String, AbortOnDropHandle<()>>::new();
+    loop {
+        let urls = replicas.borrow_and_update().clone();
+        reports.retain(|url, _| urls.contains(url));
+        for url in urls {
+            reports.entry(url.clone()).or_insert_with(|| {
+                let report = report(url, gateways.access.clone(), identity.clone(), progress.clone(), drain.clone());
+                AbortOnDropHandle::new(tokio::spawn(report))
+            });
+        }
+        if replicas.changed().await.is_err() {
+            // They stay the same from now on.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Reports to one replica.
+async fn report(
+    gateway: String,
+    access: Access,
     identity: Identity,
     mut progress: watch::Receiver<Progress>,
     drain: drain::Watch,
 ) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10), Duration::from_secs(10));
+    let mut said = String::new();
     loop {
-        // The reason is logged by the discovery stream to the same replica; here it would be said twice.
-        let _ = stream(&gateway, &identity, &mut progress, drain.clone(), &mut backoff).await;
+        let ended = stream(&gateway, &access, &identity, &mut progress, drain.clone(), &mut backoff).await;
+        let Err(ended) = ended else { return };
+        // The discovery stream tells most of this of its own replica; of the others only the log here does.
+        let reason = gateways::line(&ended).to_string();
+        if reason != said && matches!(&ended, Ended::Status(status) if is_refusal(status.code())) {
+            tracing::warn!(gateway, "the node's status is refused: {reason}; trying again");
+            said = reason;
+        } else {
+            tracing::debug!(gateway, "the node's status is not reported: {reason}; trying again");
+        }
         tokio::time::sleep(backoff.next()).await;
     }
 }
 
+/// Reports over one stream. `Ok` means that nothing is left to report, because the agent has ended.
 async fn stream(
-    gateway: &Endpoint,
+    gateway: &str,
+    access: &Access,
     identity: &Identity,
     progress: &mut watch::Receiver<Progress>,
     mut drain: drain::Watch,
     backoff: &mut Backoff,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let channel = gateway.connect().await?;
+) -> Result<(), Ended> {
+    let link = access.connect(gateway).await?;
     let (outbox, requests) = mpsc::channel(4);
     let mut sequence = 1;
     let mut said = facts(&progress.borrow_and_update(), drain.is_draining(), None);
-    outbox.send(message(sequence, Some(&said), identity)).await?;
-    let mut inbox =
-        NodeStatusServiceClient::new(channel).report_node_status(ReceiverStream::new(requests)).await?.into_inner();
+    outbox.send(message(sequence, Some(&said), identity)).await.map_err(|_| Ended::Closed)?;
+    let mut service = NodeStatusServiceClient::new(link.channel.clone());
+    let opened = service.report_node_status(link.request(ReceiverStream::new(requests))).await;
+    let mut inbox = opened.map_err(Box::new)?.into_inner();
     let mut interval = REPORT_INTERVAL;
     let mut renew = Instant::now() + interval;
     loop {
         let was_draining = drain.is_draining();
         tokio::select! {
             response = inbox.message() => {
-                let Some(response) = response? else { return Ok(()) };
+                let response = response.map_err(Box::new)?.ok_or(Ended::Closed)?;
                 backoff.healthy();
                 if let Some(told) = response.report_interval.and_then(|told| Duration::try_from(told).ok()) {
                     interval = told.max(Duration::from_millis(100));
@@ -86,7 +142,9 @@ async fn stream(
                 }
                 continue;
             }
-            changed = progress.changed() => changed?,
+            changed = progress.changed() => if changed.is_err() {
+                return Ok(());
+            },
             () = drain.started(), if !was_draining => {}
             () = tokio::time::sleep_until(renew) => {}
         }
@@ -94,7 +152,7 @@ async fn stream(
         sequence += 1;
         // Whatever changed is said at once; otherwise the lease is renewed, which costs a few bytes.
         let status = (now != said || sequence % 12 == 0).then_some(&now);
-        outbox.send(message(sequence, status, identity)).await?;
+        outbox.send(message(sequence, status, identity)).await.map_err(|_| Ended::Closed)?;
         said = now;
         renew = Instant::now() + interval;
     }

@@ -4,6 +4,8 @@
 pub mod echo;
 /// The state of a running gateway, for people and scripts.
 pub mod get;
+/// Where an agent finds gateways.
+pub mod gateways;
 /// The gateway and the agent as processes.
 pub mod serve;
 /// Everything in one process.

@@ -8,6 +8,9 @@ use runtime::{
     drain, shutdown,
     telemetry::{Component, Telemetry},
 };
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::gateways;
 
 /// What ending takes beyond the drain timeout: workers notice their deadline, telemetry is flushed.
 const GRACE: Duration = Duration::from_secs(2);
@@ -31,12 +34,21 @@ pub async fn gateway(config: gateway::config::Config) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When it cannot start, or ends early.
-pub async fn agent(config: agent::config::Config) -> anyhow::Result<()> {
+pub async fn agent(mut config: agent::config::Config) -> anyhow::Result<()> {
     let node = config.here.node.clone();
     let telemetry = component("portico-agent", vec![KeyValue::new("k8s.node.name", node)])?;
     let (trigger, watch) = drain::channel();
     let limit = config.limits.drain_timeout + GRACE;
+    // Whoever looks for gateways does so until the agent has ended.
+    let mut following = None;
+    if let Some(service) = config.gateway_service.take() {
+        let (replicas, receiver) = tokio::sync::watch::channel(vec![]);
+        config.gateways.replicas = receiver;
+        let client = gateways::client(service.kubeconfig.as_deref()).await?;
+        following = Some(AbortOnDropHandle::new(tokio::spawn(gateways::follow(client, service, replicas))));
+    }
     let ended = until_signal(async { Ok(agent::run::run(config, &telemetry, watch).await?) }, trigger, limit).await;
+    drop(following);
     flush(telemetry).await;
     ended
 }

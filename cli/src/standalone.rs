@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use agent::config::{Config as AgentConfig, DataPlane, DataPlaneArgs};
+use agent::{
+    config::{Config as AgentConfig, DataPlane, DataPlaneArgs},
+    gateways::{Access, Gateways},
+};
 use anyhow::Context as _;
 use clap::Args;
 use gateway::{
@@ -139,6 +142,8 @@ pub async fn run_until(options: Standalone, stop: impl Future<Output = &'static 
         lease_name: None,
         default_load_balancer: true,
         drain_timeout: options.data_plane.limits.drain_timeout,
+        // Gateway and agents are one process.
+        identity: gateway::identity::config::Config::default(),
     };
     let gateway = gateway::server::start(config, &gateway_telemetry, gateway_watch.clone()).await.context("gateway")?;
     let (discovery, health) = (gateway.discovery, gateway.health);
@@ -260,7 +265,8 @@ impl Nodes {
         }
         let node = key.name.to_string();
         let config = AgentConfig {
-            gateways: vec![self.discovery.clone()],
+            gateways: Gateways::fixed(vec![self.discovery.clone()], Access::default()),
+            gateway_service: None,
             admin_listen: None,
             workers: self.data_plane.workers,
             here: agent::apply::compile::Here {

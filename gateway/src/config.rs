@@ -6,7 +6,7 @@ use clap::Args as ClapArgs;
 use ipnet::IpNet;
 use runtime::args::{Problems, parse};
 
-use crate::{emulate::Rules, ipam::pool::PortRange};
+use crate::{emulate::Rules, identity::config as identity, ipam::pool::PortRange};
 
 /// Load-balancer addresses of manifests.
 const DEFAULT_LOAD_BALANCER_POOL: &str = "127.97.0.0/24";
@@ -45,6 +45,9 @@ pub struct Args {
     /// How long streams may finish after a request to stop
     #[arg(long, env = "PORTICO_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s")]
     pub drain_timeout: String,
+    /// Who agents are.
+    #[command(flatten)]
+    pub identity: identity::IdentityArgs,
     /// What a cluster would decide.
     #[command(flatten)]
     pub cluster: ClusterArgs,
@@ -94,6 +97,8 @@ pub struct Config {
     pub default_load_balancer: bool,
     /// How long streams may finish.
     pub drain_timeout: Duration,
+    /// Who agents are, and how they know this gateway.
+    pub identity: identity::Config,
 }
 
 /// Where objects come from.
@@ -146,6 +151,8 @@ impl Args {
             }
             None => Some(SourceConfig::Kubernetes(self.kubeconfig.clone())),
         };
+        let domain = cluster.as_ref().map(|cluster| cluster.domain.as_str());
+        let identity = self.identity.parse(self.manifests.is_none(), domain, problems);
         let elect = elect?;
         Some(Config {
             source: source?,
@@ -157,6 +164,7 @@ impl Args {
             lease_name: Some(lease_name?).filter(|_| elect),
             default_load_balancer: self.default_load_balancer,
             drain_timeout: drain_timeout?,
+            identity: identity?,
         })
     }
 }

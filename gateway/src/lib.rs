@@ -8,6 +8,8 @@ pub mod watch;
 pub mod ipam;
 /// What a cluster would do to manifests.
 pub mod emulate;
+/// Who agents are, and how they know the gateway.
+pub mod identity;
 /// Options, as typed and as used.
 pub mod config;
 /// The state that streams read.

@@ -21,12 +21,15 @@ use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
 use tonic::transport::server::{Router, TcpIncoming};
 use tonic_reflection::server as reflection;
 
+mod discovery;
+
 use crate::{
     catalog::Catalog,
     config::{Config, SourceConfig},
     control::{Addresses, Control},
     grpc_health::GrpcHealth,
     health::{self, Health},
+    identity::roster::Roster,
     inspect::{Inspect, Sources},
     ipam::load_balancer::{pool::Pool, request::Classes},
     metrics::{self, Metrics},
@@ -44,10 +47,9 @@ use crate::{
     },
     stream::{
         Discovery,
-        codec::DiscoveryServer,
         nodes::{self, Nodes},
     },
-    watch::{self, Source, kube, manifest},
+    watch::{self, Batch, Source, kube, manifest},
 };
 
 /// Batches that may wait for the control loop. A source that is faster waits, which costs it nothing.
@@ -120,6 +122,7 @@ pub async fn start(config: Config, telemetry: &Component, drain: drain::Watch) -
     let (control, catalog) = Control::new(model_config(&config), store.clone(), metrics, listed);
     let (batches, received) = mpsc::channel(BATCHES);
     let source = source(&config).await?;
+    let mut door = discovery::Door::new(config.identity.clone(), source.client(), &meter, &readiness);
     let replica_id: Arc<str> = format!("{:016x}", process_seed()).into();
     let (control, writing) = match &source {
         Source::Manifest(_) => (control, None),
@@ -143,7 +146,13 @@ pub async fn start(config: Config, telemetry: &Component, drain: drain::Watch) -
         drain: drain.clone(),
     };
     let origin = source.clone();
-    running.until_drained("source", async move { source.run(batches).await.map_err(Error::from) });
+    running.read(source, door.roster(), batches);
+    if let Some(certificates) = door.certificates() {
+        running.until_drained("keeper of certificates", async move {
+            certificates.await;
+            Ok(())
+        });
+    }
     running.until_drained("control loop", async move {
         control.run(received).await;
         Ok(())
@@ -159,15 +168,23 @@ pub async fn start(config: Config, telemetry: &Component, drain: drain::Watch) -
     let sources = Sources { store: store.clone(), nodes: nodes.clone(), catalog, health: health.clone() };
     let admin_page = admin_page(readiness, telemetry, &sources);
     let router = asking_router(sources, &drain);
-    running.serve("health server", std::future::ready(router), asking);
-    let draining = drain.clone();
-    let router = async move {
-        // Connections wait meanwhile: an agent must know whose state it is sent.
-        let cluster_uid = origin.cluster_uid().await.into();
-        let discovery = Discovery { store, nodes, cluster_uid, replica_id, drain: draining };
-        grpc_server().add_service(DiscoveryServer::new(discovery)).add_service(health.node_status())
-    };
-    running.serve("discovery server", router, discovery);
+    running.serve("health server", |mut drain| async move {
+        let incoming = TcpIncoming::from(asking).with_nodelay(Some(true));
+        router.serve_with_incoming_shutdown(incoming, async move { drain.started().await }).await
+    });
+    running.serve("discovery server", |mut drain| async move {
+        let draining = drain.clone();
+        let uid = async {
+            // Connections wait meanwhile: an agent must know whose state it is sent.
+            let cluster_uid = origin.cluster_uid().await.into();
+            (Discovery { store, nodes, cluster_uid, replica_id, drain: draining }, door.opened().await)
+        };
+        let (service, door) = tokio::select! {
+            ready = uid => ready,
+            () = drain.started() => return Ok(()),
+        };
+        door.serve(discovery, service, health.node_status(), drain).await
+    });
     let watch = drain.clone();
     running.tasks.spawn(async move {
         admin::serve(admin, admin_page, watch).await;
@@ -333,6 +350,22 @@ impl Running {
         Ok(())
     }
 
+    /// Reads the source into `batches`, past the roster of agents if there is one.
+    fn read(&mut self, source: Source, roster: Option<Arc<Roster>>, batches: mpsc::Sender<Batch>) {
+        let batches = match roster {
+            Some(roster) => {
+                let (noted, inbox) = mpsc::channel(1);
+                self.until_drained("roster of agents", async move {
+                    roster.follow(inbox, batches).await;
+                    Ok(())
+                });
+                noted
+            }
+            None => batches,
+        };
+        self.until_drained("source", async move { source.run(batches).await.map_err(Error::from) });
+    }
+
     /// Runs a part that is stopped when the drain starts.
     fn until_drained(&mut self, name: &'static str, part: impl Future<Output = Result<(), Error>> + Send + 'static) {
         let mut drain = self.drain.clone();
@@ -366,22 +399,13 @@ impl Running {
     }
 
     /// Runs a server, which finishes its streams when the drain starts.
-    fn serve(
-        &mut self,
-        name: &'static str,
-        router: impl Future<Output = Router> + Send + 'static,
-        listener: TcpListener,
-    ) {
-        let mut drain = self.drain.clone();
+    fn serve<Serving>(&mut self, name: &'static str, serve: impl FnOnce(drain::Watch) -> Serving)
+    where
+        Serving: Future<Output = Result<(), tonic::transport::Error>> + Send + 'static,
+    {
+        let (guard, serving) = (self.drain.guard(), serve(self.drain.clone()));
         self.tasks.spawn(async move {
-            let router = tokio::select! {
-                router = router => router,
-                () = drain.started() => return (name, Ok(())),
-            };
-            let guard = drain.guard();
-            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-            let shutdown = async move { drain.started().await };
-            let served = router.serve_with_incoming_shutdown(incoming, shutdown).await;
+            let served = serving.await;
             drop(guard);
             (name, served.map_err(|source| Error::Serve { name, source }))
         });

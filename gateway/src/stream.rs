@@ -22,7 +22,10 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::snapshot::store::Store;
+use crate::{
+    identity::peer::{Ending, Peer},
+    snapshot::store::Store,
+};
 
 pub mod codec;
 pub mod list;
@@ -63,6 +66,7 @@ struct Stream {
     server: Server,
     requests: Streaming<WatchRequest>,
     outbox: mpsc::Sender<Result<Frame, Status>>,
+    peer: Peer,
     /// When the oldest open update was sent.
     waiting_since: Option<Instant>,
 }
@@ -81,18 +85,25 @@ enum End {
 
 impl Discovery {
     /// Serves one stream; the frames go out through the returned stream.
-    pub fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Response<ReceiverStream<Result<Frame, Status>>> {
-        let peer = request.remote_addr().map_or_else(String::new, |peer| peer.to_string());
+    ///
+    /// # Errors
+    /// `INTERNAL` if nobody has asked who the peer is.
+    pub fn watch(
+        &self,
+        request: Request<Streaming<WatchRequest>>,
+    ) -> Result<Response<ReceiverStream<Result<Frame, Status>>>, Status> {
+        let peer = Peer::of(request.extensions())?;
         let (outbox, frames) = mpsc::channel(OUTBOX);
         let stream = Stream {
             discovery: self.clone(),
             server: Server::new(),
             requests: request.into_inner(),
             outbox,
+            peer,
             waiting_since: None,
         };
-        tokio::spawn(stream.run(peer));
-        Response::new(ReceiverStream::new(frames))
+        tokio::spawn(stream.run());
+        Ok(Response::new(ReceiverStream::new(frames)))
     }
 
     /// Lists a page of resources.
@@ -107,8 +118,8 @@ impl Discovery {
 // === impl Stream ===
 
 impl Stream {
-    async fn run(mut self, peer: String) {
-        let end = match self.open(peer).await {
+    async fn run(mut self) {
+        let end = match self.open().await {
             Ok(entry) => {
                 let end = self.serve(&entry).await;
                 tracing::info!(node = entry.node(), reason = end.reason(), "agent disconnected");
@@ -131,7 +142,7 @@ impl Stream {
     }
 
     /// Hears Hello, waits for the first commit, and answers Welcome.
-    async fn open(&mut self, peer: String) -> Result<Entry, End> {
+    async fn open(&mut self) -> Result<Entry, End> {
         let hello = tokio::time::timeout(HELLO_TIMEOUT, self.requests.message());
         let hello = hello.await.map_err(|_| End::Status(Status::deadline_exceeded("no hello within 10 s")))?;
         let hello = hello.map_err(|_| End::Closed)?.ok_or(End::Closed)?;
@@ -142,6 +153,7 @@ impl Stream {
         if node.is_empty() {
             return Err(End::Status(Status::invalid_argument("hello.node_name is empty; give the name of the Node")));
         }
+        self.peer.admit(&node).map_err(End::Status)?;
         // An agent must never take "nothing was listed yet" for "nothing is there".
         let mut revisions = self.discovery.store.revisions();
         let mut drain = self.discovery.drain.clone();
@@ -160,14 +172,16 @@ impl Stream {
         let frame = self.server.welcome(welcome, &*self.discovery.store.read()).map_err(violation)?;
         self.send(frame).await?;
         let resync = self.server.resync();
-        tracing::info!(node, peer, ?resync, "agent connected");
-        Ok(self.discovery.nodes.enter(node, agent_version, peer, resync))
+        tracing::info!(node, peer = self.peer.address(), ?resync, "agent connected");
+        let entry = self.discovery.nodes.enter(node, agent_version, &self.peer, resync);
+        entry.ok_or(End::Goodbye(GoodbyeReason::Superseded))
     }
 
     /// Serves until the stream ends, and says why it did.
     async fn serve(&mut self, entry: &Entry) -> End {
         let mut revisions = self.discovery.store.revisions();
         let mut drain = self.discovery.drain.clone();
+        let mut lease = self.peer.lease();
         let mut heartbeat = tokio::time::interval(VERIFY_INTERVAL);
         heartbeat.reset();
         loop {
@@ -191,6 +205,7 @@ impl Stream {
                         return end;
                     }
                 }
+                ending = lease.ended() => return ending.into(),
                 () = entry.superseded() => return End::Goodbye(GoodbyeReason::Superseded),
                 () = drain.started() => return End::Goodbye(GoodbyeReason::Shutdown),
                 () = self.outbox.closed() => return End::Closed,
@@ -240,6 +255,15 @@ impl End {
             End::Closed => "closed by the agent",
             End::Goodbye(reason) => reason.as_str_name(),
             End::Status(status) => status.message(),
+        }
+    }
+}
+
+impl From<Ending> for End {
+    fn from(ending: Ending) -> Self {
+        match ending {
+            Ending::Expiring => End::Goodbye(GoodbyeReason::CredentialExpiring),
+            Ending::PodGone | Ending::NodeGone => End::Status(ending.status()),
         }
     }
 }

@@ -79,6 +79,14 @@ impl Source {
         }
     }
 
+    /// The client of the cluster, if there is one.
+    pub fn client(&self) -> Option<::kube::Client> {
+        match self {
+            Source::Manifest(_) => None,
+            Source::Kube(source) => Some(source.client()),
+        }
+    }
+
     /// Sends everything there is, and then every change, until nobody listens any more.
     ///
     /// # Errors

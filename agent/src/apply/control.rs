@@ -15,21 +15,21 @@ use api::{
         Changes, Violation,
         client::{Client, Received},
     },
-    proto::discovery::{WatchRequest, WatchResponse, discovery_service_client::DiscoveryServiceClient},
+    proto::discovery::{GoodbyeReason, WatchRequest, WatchResponse, discovery_service_client::DiscoveryServiceClient},
 };
 use runtime::{backoff::Backoff, drain, ready::Latch};
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, timeout},
+    time::timeout,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
 
 use super::{
     compile::Compiler,
     resources::{Dirty, Resources},
 };
 use crate::{
+    gateways::{self, Gateways, Link},
     listen::open::{Fault, Listeners},
     table::{Destination, Table},
     worker::Workers,
@@ -79,7 +79,8 @@ pub struct Counters {
 
 /// The loop's own state.
 pub struct Control {
-    gateways: Vec<Endpoint>,
+    gateways: Gateways,
+    node: String,
     client: Client,
     resources: Resources,
     compiler: Compiler,
@@ -93,14 +94,14 @@ pub struct Control {
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
 enum Ended {
-    #[error("cannot connect")]
-    Connect(#[from] tonic::transport::Error),
-    #[error("the gateway ended the stream: {0}")]
+    #[error(transparent)]
+    Connect(#[from] gateways::Error),
+    #[error("the gateway ended the stream: {}: {}", .0.code(), .0.message())]
     Status(#[from] Box<tonic::Status>),
     #[error("the gateway closed the stream")]
     Closed,
-    #[error("the gateway said goodbye: {0}")]
-    Goodbye(&'static str),
+    #[error("the gateway said goodbye: {}", .0.as_str_name())]
+    Goodbye(GoodbyeReason),
     #[error("the gateway was silent for {0:?}")]
     Silent(Duration),
     #[error("protocol violation")]
@@ -111,30 +112,19 @@ enum Ended {
 
 impl Control {
     /// A loop that has not started.
-    ///
-    /// # Errors
-    /// When one of the gateways is not a URL.
     pub fn new(
-        gateways: &[String],
+        gateways: Gateways,
+        node: String,
         client: Client,
         compiler: Compiler,
         workers: Workers,
         first_commit: Latch,
-    ) -> Result<(Self, watch::Receiver<Progress>, Arc<Counters>), tonic::transport::Error> {
-        let endpoint = |url: &String| {
-            let endpoint = Endpoint::from_shared(url.clone())?;
-            let endpoint = endpoint
-                .connect_timeout(Duration::from_secs(3))
-                .http2_keep_alive_interval(Duration::from_secs(20))
-                .keep_alive_timeout(Duration::from_secs(10))
-                .keep_alive_while_idle(true)
-                .tcp_nodelay(true);
-            Ok(endpoint)
-        };
+    ) -> (Self, watch::Receiver<Progress>, Arc<Counters>) {
         let (progress, seen) = watch::channel(Progress::default());
         let counters = Arc::<Counters>::default();
         let this = Self {
-            gateways: gateways.iter().map(endpoint).collect::<Result<_, tonic::transport::Error>>()?,
+            gateways,
+            node,
             client,
             resources: Resources::default(),
             compiler,
@@ -144,51 +134,73 @@ impl Control {
             counters: counters.clone(),
             first_commit: Some(first_commit),
         };
-        Ok((this, seen, counters))
+        (this, seen, counters)
     }
 
     /// Runs until draining begins, then hands back the workers. Ends early, with `None`, only if a worker failed.
     pub async fn run(mut self, mut drain: drain::Watch) -> Option<Workers> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30), Duration::from_secs(10));
-        let mut next = fastrand::usize(..self.gateways.len().max(1));
+        let mut attempt = 0;
         loop {
-            let Some(gateway) = self.gateways.get(next % self.gateways.len().max(1)).cloned() else { break };
-            let uri = gateway.uri().clone();
+            let Some(gateway) = self.gateways.choose(&self.node, attempt) else {
+                tracing::info!("waiting for a gateway: none is ready");
+                match self.idle(self.gateways.clone().changed(), &mut drain).await {
+                    Some(()) => continue,
+                    None => return drain.is_draining().then_some(self.workers),
+                }
+            };
             let ended = tokio::select! {
                 () = drain.started() => break,
-                ended = self.stream(gateway, &mut backoff) => ended?,
+                ended = self.stream(&gateway, &mut backoff) => ended?,
             };
             let connected = self.progress.borrow().connected;
             self.progress.send_modify(|progress| progress.connected = false);
             let wait = backoff.next();
-            let source = std::error::Error::source(&ended).map(ToString::to_string);
-            // The first failure after a good stream is news; the attempts that follow are not.
-            if connected {
-                tracing::warn!(gateway = %uri, reason = source, "{ended}; serving the last state and connecting again");
-            } else {
-                tracing::info!(gateway = %uri, reason = source, ?wait, "{ended}; connecting again");
-            }
-            next = next.wrapping_add(1);
-            let mut retry = tokio::time::interval(RETRY_LISTENERS);
-            retry.tick().await;
-            let resume = Instant::now() + wait;
-            loop {
-                tokio::select! {
-                    () = drain.started() => return Some(self.workers),
-                    () = tokio::time::sleep_until(resume) => break,
-                    () = self.workers.failed() => return None,
-                    _ = retry.tick() => self.listen_again(),
-                }
+            self.log(&gateway, &ended, connected, wait);
+            // With a new token we are welcome everywhere, so the replica that is best for this node comes first again.
+            let renew = matches!(ended, Ended::Goodbye(GoodbyeReason::CredentialExpiring));
+            attempt = if renew { 0 } else { attempt.wrapping_add(1) };
+            if self.idle(tokio::time::sleep(wait), &mut drain).await.is_none() {
+                return drain.is_draining().then_some(self.workers);
             }
         }
         Some(self.workers)
     }
 
+    fn log(&self, gateway: &str, ended: &Ended, connected: bool, wait: Duration) {
+        let reason = gateways::causes(ended);
+        let refused = matches!(ended, Ended::Status(status) if is_refusal(status.code()));
+        // The first failure after a good stream is news; the attempts that follow are not, unless somebody has to act.
+        if connected {
+            tracing::warn!(gateway, reason, "{ended}; serving the last state and connecting again");
+        } else if refused {
+            tracing::warn!(gateway, ?wait, "refused: {ended}; trying again");
+        } else {
+            tracing::info!(gateway, reason, ?wait, "{ended}; connecting again");
+        }
+    }
+
+    /// Waits for `event`; `None` when draining begins or a worker fails. Meanwhile listeners are tried again.
+    async fn idle<T>(&mut self, event: impl Future<Output = T>, drain: &mut drain::Watch) -> Option<T> {
+        let mut retry = tokio::time::interval(RETRY_LISTENERS);
+        retry.tick().await;
+        tokio::pin!(event);
+        loop {
+            tokio::select! {
+                () = drain.started() => return None,
+                happened = &mut event => return Some(happened),
+                () = self.workers.failed() => return None,
+                _ = retry.tick() => self.listen_again(),
+            }
+        }
+    }
+
     /// One stream, until it ends. `None` if a worker failed.
-    async fn stream(&mut self, gateway: Endpoint, backoff: &mut Backoff) -> Option<Ended> {
+    async fn stream(&mut self, gateway: &str, backoff: &mut Backoff) -> Option<Ended> {
+        let access = self.gateways.access.clone();
         tokio::select! {
-            channel = gateway.connect() => match channel {
-                Ok(channel) => Some(match self.exchange(channel, backoff).await {
+            link = access.connect(gateway) => match link {
+                Ok(link) => Some(match self.exchange(link, backoff).await {
                     Ok(()) => return None,
                     Err(ended) => ended,
                 }),
@@ -199,12 +211,12 @@ impl Control {
     }
 
     /// Moves frames between the stream and the protocol's state machine. `Ok` means that a worker failed.
-    async fn exchange(&mut self, channel: Channel, backoff: &mut Backoff) -> Result<(), Ended> {
+    async fn exchange(&mut self, link: Link, backoff: &mut Backoff) -> Result<(), Ended> {
         let (outbox, requests) = mpsc::channel::<WatchRequest>(OUTBOX);
         // The queue is empty and the receiver alive, so there is room.
         let _ = outbox.try_send(self.client.hello());
-        let mut discovery = DiscoveryServiceClient::new(channel);
-        let open = discovery.watch(ReceiverStream::new(requests));
+        let mut discovery = DiscoveryServiceClient::new(link.channel.clone());
+        let open = discovery.watch(link.request(ReceiverStream::new(requests)));
         let opened = timeout(WELCOME_TIMEOUT, open).await.map_err(|_| Ended::Silent(WELCOME_TIMEOUT))?;
         let mut inbox = opened.map_err(Box::new)?.into_inner();
         self.counters.streams.fetch_add(1, Ordering::Relaxed);
@@ -233,7 +245,7 @@ impl Control {
                     backoff.healthy();
                     self.commit(changes)
                 }
-                Received::Goodbye(goodbye) => return Err(Ended::Goodbye(goodbye.reason().as_str_name())),
+                Received::Goodbye(goodbye) => return Err(Ended::Goodbye(goodbye.reason())),
             };
             if outbox.send(answer).await.is_err() {
                 return Err(Ended::Closed);
@@ -295,4 +307,9 @@ impl Control {
             progress.faults = self.listeners.faults().clone();
         });
     }
+}
+
+/// Whether a gateway does not let us in, which somebody has to look into.
+pub fn is_refusal(code: tonic::Code) -> bool {
+    matches!(code, tonic::Code::Unauthenticated | tonic::Code::PermissionDenied)
 }

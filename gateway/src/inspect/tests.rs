@@ -19,6 +19,7 @@ use crate::{
         fixture::{endpoint, fault, node, place, request, serve, service, set, status},
         moment::Moment,
     },
+    identity::peer::Peer,
     problem::Problem,
     snapshot::store::Change,
     watch::object::{Kind as Input, ObjectKey},
@@ -235,7 +236,7 @@ async fn nodes_show_their_agent_and_verdict() {
     let mut reader = gateway.watch(ObjectKind::Node).await;
     reader.until("the start", |reader| reader.synced).await;
     let Sources { nodes, health, .. } = gateway.inspect.sources.clone();
-    let entry = nodes.enter("n1".into(), "0.1.0".into(), "127.0.0.1:5".into(), Resync::Full);
+    let entry = nodes.enter("n1".into(), "0.1.0".into(), &Peer::anyone("127.0.0.1:5", Arc::default()), Resync::Full);
     reader.until("the agent", |reader| reader.node("n1").unwrap().agent_connected).await;
     let agent = health.reports.open(request(status("n1", "a", Serving)), Moment::now()).unwrap();
     reader.until("the verdict", |reader| reader.node("n1").unwrap().health == "Healthy").await;
@@ -253,7 +254,7 @@ async fn agents_show_what_is_known_from_both_of_their_streams() {
     reader.until("the start", |reader| reader.synced).await;
     assert!(reader.names().is_empty());
 
-    let entry = nodes.enter("n1".into(), "0.1.0".into(), "127.0.0.1:5".into(), Resync::Full);
+    let entry = nodes.enter("n1".into(), "0.1.0".into(), &Peer::anyone("127.0.0.1:5", Arc::default()), Resync::Full);
     reader.until("the agent", |reader| reader.names() == ["n1"]).await;
     let agent = reader.agent("n1").unwrap();
     assert_eq!((agent.connected, agent.behind, &*agent.resync, &*agent.peer), (true, 1, "full", "127.0.0.1:5"));
@@ -267,7 +268,7 @@ async fn agents_show_what_is_known_from_both_of_their_streams() {
         ..status("n1", "instance", Serving)
     };
     let _reporter = health.reports.open(request(said), Moment::now()).unwrap();
-    entry.acknowledged(*store.revisions().borrow(), vec![]);
+    entry.as_ref().expect("is let in").acknowledged(*store.revisions().borrow(), vec![]);
     reader.until("the report", |reader| reader.agent("n1").is_some_and(|agent| agent.open_listeners == 3)).await;
     reader.until("the acknowledgement", |reader| reader.agent("n1").is_some_and(|agent| agent.behind == 0)).await;
     let agent = reader.agent("n1").unwrap();

@@ -87,7 +87,7 @@ impl StreamingService<WatchRequest> for WatchMethod {
     type Future = std::future::Ready<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<WatchRequest>>) -> Self::Future {
-        std::future::ready(Ok(self.0.watch(request)))
+        std::future::ready(self.0.watch(request))
     }
 }
 

@@ -12,6 +12,8 @@ use std::{
 use api::delta::{Rejection, server::Resync};
 use tokio::sync::{Notify, watch};
 
+use crate::identity::{peer::Peer, roster::PodRef};
+
 /// All agents that are, or were, connected to this process.
 #[derive(Debug)]
 pub struct Nodes {
@@ -54,6 +56,8 @@ pub struct Connected {
     pub acknowledged: u64,
     /// What it refuses at present.
     pub rejections: Vec<Rejection>,
+    /// The Pod that its credential is bound to.
+    pod: Option<PodRef>,
     superseded: Arc<Notify>,
 }
 
@@ -80,29 +84,37 @@ impl Default for Nodes {
 }
 
 impl Nodes {
-    /// Enters a stream. An older stream of the same node is told that it was superseded.
-    pub fn enter(self: &Arc<Self>, node: String, agent_version: String, peer: String, resync: Resync) -> Entry {
+    /// Enters a stream. An older stream of the same node is told that it was superseded; `None` if it is the other way
+    /// round, because the agent of that one is in a newer Pod.
+    pub fn enter(self: &Arc<Self>, node: String, agent_version: String, peer: &Peer, resync: Resync) -> Option<Entry> {
         let stream = self.next.fetch_add(1, Ordering::Relaxed);
         let superseded = Arc::new(Notify::new());
         let connected = Connected {
             stream,
             open: true,
-            peer,
+            peer: peer.address().to_owned(),
             agent_version,
             since: SystemTime::now(),
             resync,
             acknowledged: 0,
             rejections: Vec::new(),
+            pod: peer.pod().cloned(),
             superseded: superseded.clone(),
         };
-        if let Some(old) = self.lock().insert(node.clone(), connected).filter(|old| old.open) {
+        let mut nodes = self.lock();
+        if nodes.get(&node).is_some_and(|old| old.open && !peer.outranks(old.pod.as_ref())) {
+            return None;
+        }
+        let old = nodes.insert(node.clone(), connected).filter(|old| old.open);
+        drop(nodes);
+        if let Some(old) = old {
             // One permit is kept, so it does not matter whether that stream waits at the moment.
             old.superseded.notify_one();
         }
         self.totals.resync[resync as usize].fetch_add(1, Ordering::Relaxed);
         self.totals.open.fetch_add(1, Ordering::Relaxed);
         self.changed();
-        Entry { nodes: self.clone(), node, stream, superseded }
+        Some(Entry { nodes: self.clone(), node, stream, superseded })
     }
 
     /// All agents, by node.

@@ -99,6 +99,11 @@ impl Source {
         self.writing.clone()
     }
 
+    /// What it reads through.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     /// UID of the cluster. Asks until there is an answer.
     pub async fn cluster_uid(&self) -> String {
         let namespaces: Api<Namespace> = Api::all(self.client.clone());

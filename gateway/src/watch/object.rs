@@ -307,6 +307,7 @@ fn trim_pod(pod: &mut Pod) {
             hostname: spec.hostname,
             subdomain: spec.subdomain,
             node_name: spec.node_name,
+            service_account_name: spec.service_account_name,
             ..Default::default()
         });
     }

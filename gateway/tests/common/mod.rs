@@ -21,7 +21,10 @@ use runtime::{
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::{
+    Request, Status, Streaming,
+    transport::{Channel, Endpoint},
+};
 
 /// Far more than anything takes here; a test that waits for it has failed.
 pub const LIMIT: Duration = Duration::from_secs(20);
@@ -43,10 +46,16 @@ pub struct Gateway {
     _telemetry: Component,
 }
 
-/// Starts a gateway on free ports, with further options.
+/// Starts a gateway on free ports from a directory, with further options.
 async fn start(directory: &Path, options: &[&str]) -> (Result<Running, Error>, Component, drain::Trigger) {
+    let directory = directory.to_str().expect("a path that is text");
+    launch(&[&["--manifests", directory], options].concat()).await
+}
+
+/// Starts a gateway on free ports, with these options.
+async fn launch(options: &[&str]) -> (Result<Running, Error>, Component, drain::Trigger) {
     let mut problems = Problems::new();
-    let mut words = vec!["gateway", "--manifests", directory.to_str().expect("a path that is text")];
+    let mut words = vec!["gateway"];
     words.extend(options);
     for option in ["--discovery-listen", "--health-listen", "--admin-listen"] {
         if !options.contains(&option) {
@@ -70,10 +79,16 @@ pub async fn start_error(directory: &Path, options: &[&str]) -> String {
 
 impl Gateway {
     pub async fn start(directory: &Path) -> Self {
-        let (running, telemetry, trigger) = start(directory, &["--node-lease", "3s"]).await;
+        let directory = directory.to_str().expect("a path that is text");
+        Self::launch("http", &["--manifests", directory, "--node-lease", "3s"]).await
+    }
+
+    /// Starts one with these options, whose discovery port has this scheme.
+    pub async fn launch(scheme: &str, options: &[&str]) -> Self {
+        let (running, telemetry, trigger) = launch(options).await;
         let running = running.expect("starts");
         Self {
-            discovery: format!("http://{}", running.discovery),
+            discovery: format!("{scheme}://{}", running.discovery),
             health: format!("http://{}", running.health),
             readiness: running.readiness.clone(),
             registry: telemetry.registry.clone(),
@@ -115,16 +130,25 @@ impl Agent {
     }
 
     pub async fn connect(&mut self, gateway: &str) -> Stream {
-        let mut service = DiscoveryServiceClient::connect(gateway.to_owned()).await.expect("connects");
+        let channel = Endpoint::from_shared(gateway.to_owned()).expect("a URL").connect().await.expect("connects");
+        self.open(channel, None).await.expect("is served")
+    }
+
+    /// Opens a stream over `channel`, with this token.
+    pub async fn open(&mut self, channel: Channel, token: Option<&str>) -> Result<Stream, Status> {
         let (requests, outgoing) = mpsc::channel(16);
         requests.send(self.client.hello()).await.expect("the channel has room");
-        let responses = service.watch(ReceiverStream::new(outgoing)).await.expect("is served").into_inner();
-        let mut stream = Stream { requests, responses, welcome: Welcome::default() };
-        match self.next(&mut stream).await {
-            Some(Received::Welcome(welcome)) => stream.welcome = welcome,
+        let mut request = Request::new(ReceiverStream::new(outgoing));
+        if let Some(token) = token {
+            let value = format!("Bearer {token}").parse().expect("is text");
+            request.metadata_mut().insert("authorization", value);
+        }
+        let mut responses = DiscoveryServiceClient::new(channel).watch(request).await?.into_inner();
+        let first = tokio::time::timeout(LIMIT, responses.message()).await.expect("something is said")?;
+        match self.client.receive(first.expect("a message")).expect("the gateway keeps the protocol") {
+            Received::Welcome(welcome) => Ok(Stream { requests, responses, welcome }),
             other => panic!("{other:?} instead of a welcome"),
         }
-        stream
     }
 
     /// The next message; `None` at the end of the stream.

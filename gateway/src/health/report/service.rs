@@ -11,7 +11,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Reporter, Reports};
-use crate::health::moment::Moment;
+use crate::{
+    health::moment::Moment,
+    identity::peer::{Lease, Peer},
+};
 
 /// Answers that may wait for an agent to read them.
 const OUTBOX: usize = 4;
@@ -29,6 +32,8 @@ struct Stream {
     drain: drain::Watch,
     requests: Streaming<ReportNodeStatusRequest>,
     outbox: mpsc::Sender<Result<ReportNodeStatusResponse, Status>>,
+    peer: Peer,
+    lease: Lease,
 }
 
 // === impl NodeStatuses ===
@@ -49,8 +54,15 @@ impl NodeStatusService for NodeStatuses {
         request: Request<Streaming<ReportNodeStatusRequest>>,
     ) -> Result<Response<Self::ReportNodeStatusStream>, Status> {
         let (outbox, answers) = mpsc::channel(OUTBOX);
-        let stream =
-            Stream { reports: self.reports.clone(), drain: self.drain.clone(), requests: request.into_inner(), outbox };
+        let peer = Peer::of(request.extensions())?;
+        let stream = Stream {
+            reports: self.reports.clone(),
+            drain: self.drain.clone(),
+            requests: request.into_inner(),
+            outbox,
+            lease: peer.lease(),
+            peer,
+        };
         tokio::spawn(stream.run());
         Ok(Response::new(ReceiverStream::new(answers)))
     }
@@ -70,6 +82,7 @@ impl Stream {
     async fn serve(&mut self) -> Result<(), Status> {
         let Some(first) = self.receive(None).await? else { return Ok(()) };
         let sequence = first.sequence;
+        self.peer.admit(first.status.as_ref().map_or("", |status| &status.node_name))?;
         let reporter = self.reports.open(first, Moment::now())?;
         tracing::debug!(node = reporter.node(), "agent reports");
         self.answer(sequence).await;
@@ -94,6 +107,7 @@ impl Stream {
         tokio::select! {
             request = self.requests.message() => Ok(request.unwrap_or_default()),
             status = replaced => Err(status),
+            ending = self.lease.ended() => Err(ending.status()),
             () = self.drain.started() => Err(Status::unavailable("this replica is shutting down")),
             () = self.outbox.closed() => Ok(None),
             () = tokio::time::sleep(silence) => Err(Status::deadline_exceeded(format!("no report for {silence:?}"))),

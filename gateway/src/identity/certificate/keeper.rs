@@ -1,0 +1,271 @@
+//! Keeps the Secret and the ConfigMap of the certificates that the gateways make. All replicas do; a write names the
+//! version that was read, so of two at once one is refused, and reads again.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use futures::{Stream, StreamExt as _};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::{
+    Api, Client,
+    api::PostParams,
+    core::ObjectMeta,
+    runtime::{WatchStreamExt as _, watcher},
+};
+use runtime::backoff::Backoff;
+use tokio::{sync::watch, time::timeout};
+
+use super::{
+    Material, authority,
+    held::{self, Held},
+    plan::{Step, plan, take},
+    publish,
+};
+
+/// The Secret with certificates and keys, which none but gateways need to read.
+pub const SECRET: &str = "portico-gateway-tls";
+
+/// The ConfigMap with what agents are to trust.
+pub const CONFIG_MAP: &str = "portico-gateway-ca";
+
+/// The key of the ConfigMap.
+const BUNDLE: &str = "ca.crt";
+
+/// Says that an object is ours to write.
+const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "portico-gateway");
+
+/// Everything is looked at this often, whatever the plan says: clocks jump, and ConfigMaps get deleted.
+const AT_LEAST: Duration = Duration::from_secs(60);
+
+/// How long a look at both objects may take, with the write that follows.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Whose certificates they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names {
+    /// Namespace of the gateways, and of Secret and ConfigMap.
+    pub namespace: String,
+    /// The Service by which agents know the gateways.
+    pub service: String,
+    /// DNS domain of the cluster.
+    pub domain: String,
+}
+
+/// Keeps them.
+pub struct Keeper {
+    secrets: Api<Secret>,
+    config_maps: Api<ConfigMap>,
+    names: Names,
+}
+
+/// Why a step failed. The next attempt follows.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server did not do as asked.
+    #[error("cannot {verb} {kind} {name}: {source}")]
+    Api {
+        /// What was to be done.
+        verb: &'static str,
+        /// To what.
+        kind: &'static str,
+        /// Its name.
+        name: &'static str,
+        /// Why not.
+        source: Box<kube::Error>,
+    },
+    /// There is an object of the name that somebody else made.
+    #[error(
+        "{kind} {name} was not made by a gateway, and is left alone; delete it, or name it with --discovery-secret \
+         if it holds a certificate"
+    )]
+    Foreign {
+        /// What it is.
+        kind: &'static str,
+        /// Its name.
+        name: &'static str,
+    },
+    /// The API server says nothing.
+    #[error("the API server did not answer within {LIMIT:?}")]
+    Silent,
+    /// Certificates cannot be made.
+    #[error(transparent)]
+    Make(#[from] authority::Error),
+}
+
+/// How a look at the objects ended.
+enum Looked {
+    /// Another gateway wrote first, or we did: look again.
+    Again,
+    /// Nothing to do before this time.
+    Until(SystemTime),
+}
+
+// === impl Names ===
+
+impl Names {
+    /// The names of the discovery port. Agents expect the first.
+    pub fn dns_names(&self) -> Vec<String> {
+        let short = format!("{}.{}.svc", self.service, self.namespace);
+        vec![short.clone(), format!("{short}.{}", self.domain)]
+    }
+}
+
+// === impl Keeper ===
+
+impl Keeper {
+    /// Keeps the objects through this client.
+    pub fn new(client: Client, names: Names) -> Self {
+        Self {
+            secrets: Api::namespaced(client.clone(), &names.namespace),
+            config_maps: Api::namespaced(client, &names.namespace),
+            names,
+        }
+    }
+
+    /// Publishes the certificate in force into `current`, and keeps the objects, without end.
+    pub async fn run(self, current: watch::Sender<Option<Material>>) {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30), Duration::from_secs(60));
+        let mut changes = std::pin::pin!(changes(self.secrets.clone(), SECRET));
+        loop {
+            let looked = timeout(LIMIT, self.look(SystemTime::now(), &current)).await;
+            let wait = match looked.unwrap_or(Err(Error::Silent)) {
+                Ok(Looked::Again) => continue,
+                Ok(Looked::Until(time)) => {
+                    backoff.healthy();
+                    time.duration_since(SystemTime::now()).unwrap_or_default().min(AT_LEAST)
+                }
+                Err(error) => {
+                    let wait = backoff.next();
+                    tracing::warn!(%error, ?wait, "cannot keep the certificates of the discovery port; trying again");
+                    wait
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                Some(()) = changes.next() => {}
+            }
+        }
+    }
+
+    /// Looks at what is there, shows it, and takes one step.
+    async fn look(&self, now: SystemTime, current: &watch::Sender<Option<Material>>) -> Result<Looked, Error> {
+        let secret = self.secrets.get_opt(SECRET).await.map_err(api("read", "Secret", SECRET))?;
+        let held = match &secret {
+            Some(secret) => self.read(secret)?,
+            None => None,
+        };
+        let mut unpublished = None;
+        if let Some(held) = &held {
+            publish(current, held.serving.material.clone());
+            // What is wrong with the ConfigMap must not keep a certificate from being renewed; it keeps authorities from
+            // succeeding each other.
+            unpublished = self.publish_bundle(&held.bundle()).await.err();
+        }
+        let names = self.names.dns_names();
+        let step = plan(now, held.as_ref(), &names, unpublished.is_none());
+        if let Step::Wait(until) = step {
+            return unpublished.map_or(Ok(Looked::Until(until)), Err);
+        }
+        let after = take(step, held.as_ref(), &names, now)?;
+        match self.write(secret, &after).await {
+            Ok(()) => tracing::info!(?step, "certificates of the discovery port were changed"),
+            Err(error) if is_conflict(&error) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(Looked::Again)
+    }
+
+    /// What the Secret holds; `None` if it is ours, and of no use.
+    fn read(&self, secret: &Secret) -> Result<Option<Held>, Error> {
+        if !is_ours(&secret.metadata) {
+            return Err(Error::Foreign { kind: "Secret", name: SECRET });
+        }
+        match Held::read(secret.data.as_ref().unwrap_or(&held::Data::new())) {
+            Ok(held) => Ok(Some(held)),
+            Err(error) => {
+                tracing::error!(%error, secret = SECRET, "the Secret is damaged; making everything anew");
+                Ok(None)
+            }
+        }
+    }
+
+    async fn write(&self, secret: Option<Secret>, held: &Held) -> Result<(), Error> {
+        let is_new = secret.is_none();
+        let mut secret = secret.unwrap_or_else(|| Secret {
+            metadata: metadata(SECRET),
+            type_: Some("kubernetes.io/tls".to_owned()),
+            ..Secret::default()
+        });
+        secret.data = Some(held.data());
+        let params = PostParams::default();
+        if is_new {
+            self.secrets.create(&params, &secret).await.map_err(api("create", "Secret", SECRET))?;
+        } else {
+            // The version that was read is in the metadata.
+            self.secrets.replace(SECRET, &params, &secret).await.map_err(api("update", "Secret", SECRET))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the ConfigMap hold `bundle`.
+    async fn publish_bundle(&self, bundle: &str) -> Result<(), Error> {
+        let found = self.config_maps.get_opt(CONFIG_MAP).await.map_err(api("read", "ConfigMap", CONFIG_MAP))?;
+        let content = |map: &ConfigMap| map.data.as_ref().and_then(|data| data.get(BUNDLE)).cloned();
+        if found.as_ref().and_then(content).as_deref() == Some(bundle) {
+            return Ok(());
+        }
+        let data = Some(BTreeMap::from([(BUNDLE.to_owned(), bundle.to_owned())]));
+        let params = PostParams::default();
+        let written = match found {
+            None => {
+                let map = ConfigMap { metadata: metadata(CONFIG_MAP), data, ..ConfigMap::default() };
+                self.config_maps.create(&params, &map).await.map_err(api("create", "ConfigMap", CONFIG_MAP))
+            }
+            Some(map) if !is_ours(&map.metadata) => {
+                return Err(Error::Foreign { kind: "ConfigMap", name: CONFIG_MAP });
+            }
+            Some(mut map) => {
+                map.data = data;
+                self.config_maps.replace(CONFIG_MAP, &params, &map).await.map_err(api(
+                    "update",
+                    "ConfigMap",
+                    CONFIG_MAP,
+                ))
+            }
+        };
+        written.map(|_| tracing::info!(config_map = CONFIG_MAP, "published what agents are to trust"))
+    }
+}
+
+/// Says whenever a Secret of this name may have changed.
+pub fn changes(secrets: Api<Secret>, name: &str) -> impl Stream<Item = ()> + use<> {
+    let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    watcher(secrets, only).default_backoff().filter_map(|event| {
+        // That the watch fails is seen, and said, when the object is read next.
+        let is_change =
+            matches!(event, Ok(watcher::Event::Apply(_) | watcher::Event::Delete(_) | watcher::Event::InitDone));
+        std::future::ready(is_change.then_some(()))
+    })
+}
+
+fn metadata(name: &str) -> ObjectMeta {
+    let labels = BTreeMap::from([(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned())]);
+    ObjectMeta { name: Some(name.to_owned()), labels: Some(labels), ..ObjectMeta::default() }
+}
+
+fn is_ours(metadata: &ObjectMeta) -> bool {
+    let label = metadata.labels.as_ref().and_then(|labels| labels.get(MANAGED_BY.0));
+    label.is_some_and(|label| label == MANAGED_BY.1)
+}
+
+fn api(verb: &'static str, kind: &'static str, name: &'static str) -> impl FnOnce(kube::Error) -> Error {
+    move |source| Error::Api { verb, kind, name, source: Box::new(source) }
+}
+
+/// Whether another gateway was first.
+fn is_conflict(error: &Error) -> bool {
+    // Created meanwhile, changed meanwhile, or deleted meanwhile: in each case what is there now is to be looked at.
+    matches!(error, Error::Api { source, .. } if matches!(&**source, kube::Error::Api(status) if matches!(status.code, 404 | 409)))
+}
