@@ -40,7 +40,11 @@ fn request(text: &str, edns: bool) -> Request {
     let mut message = Message::new(4_711, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
     message.queries = vec![Query::query(name(text), RecordType::A)];
-    message.edns = edns.then(Edns::new);
+    message.edns = edns.then(|| {
+        let mut edns = Edns::new();
+        edns.set_max_payload(DATAGRAM);
+        edns
+    });
     match Heard::parse(&message.to_vec().expect("encodes"), Carrier::Udp) {
         Heard::Request(request) => request,
         other => panic!("{other:?}"),

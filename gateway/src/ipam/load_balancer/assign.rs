@@ -105,19 +105,20 @@ pub fn assign(
             outcomes.insert(claim.owner.clone(), Ok(granted));
         }
     }
-    // What a Service that prefers two families lacks is looked for once everybody has what they had.
+    // What a Service lacks is looked for once everybody has what they had.
     for claim in claims {
-        match outcomes.get_mut(&claim.owner) {
-            Some(Ok(granted)) => state.complete(claim, granted),
-            Some(Err(_)) => {}
-            None => {
-                let outcome = state.choose(claim);
-                if let Ok(granted) = &outcome {
-                    state.note(claim, granted);
-                }
-                outcomes.insert(claim.owner.clone(), outcome);
+        if let Some(Ok(granted)) = outcomes.get_mut(&claim.owner) {
+            state.complete(claim, granted);
+            if claim.request.one_is_enough || granted.addresses.len() == claim.request.families.len() {
+                continue;
             }
+            state.forget(claim, granted);
         }
+        let outcome = state.choose(claim);
+        if let Ok(granted) = &outcome {
+            state.note(claim, granted);
+        }
+        outcomes.insert(claim.owner.clone(), outcome);
     }
     outcomes
 }
@@ -138,11 +139,18 @@ impl<'a> State<'a> {
         }
     }
 
+    fn forget(&mut self, claim: &Claim, granted: &Granted) {
+        for address in &granted.addresses {
+            self.users.entry(*address).or_default().retain(|(owner, _)| **owner != claim.owner);
+        }
+    }
+
     /// Who keeps the Service from having the address.
     fn taken_by(&self, address: IpAddr, claim: &Claim) -> Option<&ObjectKey> {
         let users = self.users.get(&address)?;
-        let other = users.iter().find(|(owner, terms)| **owner != claim.owner && !terms.allow(&claim.request.terms))?;
-        Some(other.0)
+        let rivals = users.iter().filter(|(owner, terms)| **owner != claim.owner && !terms.allow(&claim.request.terms));
+        // The first by name, so that the same state is told in the same words whoever was granted the address first.
+        rivals.map(|(owner, _)| *owner).min()
     }
 
     fn is_free(&self, address: IpAddr, claim: &Claim) -> bool {
@@ -172,14 +180,7 @@ impl<'a> State<'a> {
         if !addresses.iter().all(|address| self.is_free(*address, claim)) {
             return None;
         }
-        let mut granted = Granted { addresses, pool: pool.name.clone() };
-        if held.len() < request.families.len() && !request.one_is_enough {
-            self.complete_from(pool, claim, &mut granted);
-            if granted.addresses.len() < request.families.len() {
-                return None;
-            }
-        }
-        Some(granted)
+        Some(Granted { addresses, pool: pool.name.clone() })
     }
 
     /// Adds the family that a grant lacks, if its pool has it (S11.6).
