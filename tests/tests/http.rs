@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -25,7 +26,7 @@ use tests::{
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpListener, TcpSocket, TcpStream},
 };
 
 /// No answer of a test takes this long.
@@ -170,6 +171,34 @@ async fn an_endpoint_may_refuse_a_body_before_it_is_sent() {
         heads.push(head.unwrap_or_else(|_| panic!("no answer after {heads:?}")).expect("a head"));
     }
     assert_eq!(heads.len(), 1, "the client is not asked for a body that nobody wants");
+    stack.stop().await;
+}
+
+/// An address where connecting takes for ever, as that of a Pod that is gone may: its queue is full and nobody accepts.
+async fn silent(address: SocketAddr) -> (TcpListener, Vec<TcpStream>) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind(address).expect("the address is free");
+    let listener = socket.listen(1).expect("it can listen");
+    let mut queued = Vec::new();
+    while let Ok(connected) = tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
+        queued.push(connected.expect("nobody refuses"));
+    }
+    (listener, queued)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_whose_endpoints_are_replaced_meanwhile_goes_to_a_new_one() {
+    let stack = played(&[("2.1", 9000), ("2.2", 9000)]).await;
+    let _gone = [silent(stack.at("2.1", 9000)).await, silent(stack.at("2.2", 9000)).await];
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
+    let _backend = Backend::answering(stack.at("2.3", 9000), answer).await;
+    let mut stream = TcpStream::connect(stack.at("1.1", 30_080)).await.expect("the port is open");
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").await.expect("the request is sent");
+    let port = "{port: 80, nodePort: 30080, appProtocol: http}";
+    let replaced = [node("node-a", 1), manual("web", "", port, &[("2.3", 9000)])].concat();
+    stack.write("all.yaml", &replaced);
+    let head = tokio::time::timeout(PATIENCE, read_head(&mut stream)).await.expect("an answer").expect("a head");
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     stack.stop().await;
 }
 

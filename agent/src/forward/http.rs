@@ -96,6 +96,21 @@ impl Session {
         let namespace = asking.map_or("default", |workload| &*workload.pod.namespace);
         Ok((table.names.resolve(authority, namespace, local.port())?.clone(), frontend.kind))
     }
+
+    /// What this client may be sent to.
+    fn candidates<'a>(&self, table: &Table, target: &'a Target, kind: FrontendKind) -> Result<&'a Candidates, Outcome> {
+        let client = self.downstream.client.ip();
+        // Only endpoints of a policy Local ask where the client is.
+        let inside = target.external_local && table.is_inside(client);
+        target.candidates(kind, client, inside)
+    }
+
+    /// The same port of the same Service, by the table of this moment; `None` if it is gone or speaks something else.
+    fn newer(&self, target: &Target, authority: &HeaderValue) -> Option<(Arc<Target>, FrontendKind)> {
+        let (newer, kind) = self.resolve(&self.local.table().0, Some(authority)).ok()?;
+        let same = (&newer.service, newer.port, newer.protocol) == (&target.service, target.port, target.protocol);
+        same.then_some((newer, kind))
+    }
 }
 
 /// Forwards a request and gives the answer, which may be one of our own. `upgrading` says that the client asks for another
@@ -143,9 +158,7 @@ pub async fn forward(
     let forwarded =
         Forwarded { peer: &session.forwarded_for, trusted: *trusted, tls: downstream.tls, authority: Some(&authority) };
     headers::forward(&mut parts.headers, forwarded);
-    // Only endpoints of a policy Local ask where the client is.
-    let inside = target.external_local && table.0.is_inside(downstream.client.ip());
-    let candidates = match target.candidates(kind, downstream.client.ip(), inside) {
+    let candidates = match session.candidates(&table.0, &target, kind) {
         Ok(candidates) => candidates,
         Err(outcome) => return Reply::own(account, outcome, grpc),
     };
@@ -211,7 +224,15 @@ impl Exchange<'_> {
         let mut last = Outcome::NoEndpoints;
         // An old connection that turns out to be dead is not held against its endpoint.
         let mut stale = 0;
+        let mut newer: Option<(Arc<Target>, FrontendKind)> = None;
         while tried.len() < local.limits.attempts.max(1) {
+            let candidates = match &newer {
+                None => candidates,
+                Some((target, kind)) => match self.session.candidates(&local.table().0, target, *kind) {
+                    Ok(candidates) => candidates,
+                    Err(_) => break,
+                },
+            };
             let load = |backend: &Backend| local.load(backend);
             let Some(backend) = pick(candidates, &self.target.balance, hash, &local.turn, load, &tried) else { break };
             let upstream = local.upstream(backend.address);
@@ -237,6 +258,8 @@ impl Exchange<'_> {
             } else {
                 tried.push(backend.address);
             }
+            // The attempt may have taken seconds, in which the endpoints of a rollout are replaced.
+            newer = self.session.newer(&self.target, &authority);
         }
         self.fail(last)
     }
