@@ -39,7 +39,7 @@ pub struct PodNetwork {
     /// Its addresses, in the order of the node's ranges.
     pub addresses: Vec<IpAddr>,
     link: String,
-    _place: Place,
+    place: Place,
 }
 
 // === impl Pool ===
@@ -101,7 +101,7 @@ impl PodNetwork {
     pub async fn create(uid: &str, pool: &Arc<Pool>, node: &[IpAddr]) -> anyhow::Result<Self> {
         let place = pool.take().context("no address is left in spec.podCIDRs")?;
         let addresses = place.addresses();
-        let network = Self { namespace: namespace(uid), addresses, link: link(uid), _place: place };
+        let network = Self { namespace: namespace(uid), addresses, link: link(uid), place };
         network.make(node).await?;
         Ok(network)
     }
@@ -120,6 +120,10 @@ impl PodNetwork {
              link set {link} up\n\
              address add {GATEWAY6}/64 dev {link} nodad\n"
         );
+        // Whoever sends to a Pod that is gone learns it from the node, as with the usual network plugins.
+        for range in &self.place.pool.ranges {
+            outside += &format!("route replace unreachable {range}\n");
+        }
         let mut inside = "link set lo up\nlink set eth0 up\n".to_owned();
         for address in &self.addresses {
             let all = if address.is_ipv4() { 32 } else { 128 };

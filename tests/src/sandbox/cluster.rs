@@ -130,9 +130,6 @@ impl Cluster {
             format!("--service-cluster-ip-range={}", SERVICE_CIDRS.join(",")),
             "--node-cidr-mask-size-ipv4=24".to_owned(),
             "--node-cidr-mask-size-ipv6=64".to_owned(),
-            // Kubelets of the sandbox renew their Leases four times as often as usual, and are missed four times as soon.
-            "--node-monitor-period=1s".to_owned(),
-            "--node-monitor-grace-period=12s".to_owned(),
             "--profiling=false".to_owned(),
         ]);
         process::start(&self.state, CONTROLLERS_NAME, &command, Stdio::null())

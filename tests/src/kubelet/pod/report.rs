@@ -30,7 +30,7 @@ pub async fn run(kubelet: Arc<Kubelet>, mut wishes: watch::Receiver<Wish>, mut o
         let pod = wishes.borrow_and_update().pod.clone();
         let now = observed.borrow_and_update().clone();
         let status = status(&pod, &now, &kubelet.config.addresses, &conditions, Timestamp::now());
-        if reported.as_ref() != Some(&status) {
+        if reported.as_ref() != Some(&status) || !is_told(&pod, &status) {
             match report(&kubelet.client, &pod, &status).await {
                 Ok(true) => {
                     conditions = status.conditions.clone().unwrap_or_default();
@@ -53,6 +53,14 @@ pub async fn run(kubelet: Arc<Kubelet>, mut wishes: watch::Receiver<Wish>, mut o
             changed = wishes.changed() => if changed.is_err() { return },
         }
     }
+}
+
+/// Whether the API server holds our conditions. Others write them too: those of a node that was not heard for a while are
+/// set to not ready, and only its kubelet sets them right.
+fn is_told(pod: &Pod, status: &PodStatus) -> bool {
+    let held = || pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let told = |ours: &PodCondition| held().any(|held| (&held.type_, &held.status) == (&ours.type_, &ours.status));
+    status.conditions.iter().flatten().all(told)
 }
 
 /// False when there is no such Pod any longer. Conditions of others are kept: a strategic patch merges by type.
