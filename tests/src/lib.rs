@@ -40,6 +40,8 @@ pub mod deployment;
 pub mod standalone;
 /// A whole Portico in one process.
 pub mod stack;
+/// `kubectl`, as people type it.
+pub mod kubectl;
 /// What makes a network namespace a Node: Pods as namespaces, containers as processes.
 pub mod kubelet;
 /// A real control plane on this machine, with network namespaces for nodes.
