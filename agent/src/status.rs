@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     time::{Duration, SystemTime},
 };
 
@@ -97,8 +98,7 @@ async fn report(
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10), Duration::from_secs(10));
     let mut said = String::new();
     loop {
-        let ended = stream(&gateway, &access, &identity, &mut progress, drain.clone(), &mut backoff).await;
-        let Err(ended) = ended else { return };
+        let Err(ended) = stream(&gateway, &access, &identity, &mut progress, drain.clone(), &mut backoff).await;
         // The discovery stream tells most of this of its own replica; of the others only the log here does.
         let reason = gateways::line(&ended).to_string();
         if reason != said && matches!(&ended, Ended::Status(status) if is_refusal(status.code())) {
@@ -111,7 +111,7 @@ async fn report(
     }
 }
 
-/// Reports over one stream. `Ok` means that nothing is left to report, because the agent has ended.
+/// Reports over one stream, until that ends.
 async fn stream(
     gateway: &str,
     access: &Access,
@@ -119,7 +119,7 @@ async fn stream(
     progress: &mut watch::Receiver<Progress>,
     mut drain: drain::Watch,
     backoff: &mut Backoff,
-) -> Result<(), Ended> {
+) -> Result<Infallible, Ended> {
     let link = access.connect(gateway).await?;
     let (outbox, requests) = mpsc::channel(4);
     let mut sequence = 1;
@@ -130,6 +130,7 @@ async fn stream(
     let mut inbox = opened.map_err(Box::new)?.into_inner();
     let mut interval = REPORT_INTERVAL;
     let mut renew = Instant::now() + interval;
+    let mut changes = true;
     loop {
         let was_draining = drain.is_draining();
         tokio::select! {
@@ -142,9 +143,9 @@ async fn stream(
                 }
                 continue;
             }
-            changed = progress.changed() => if changed.is_err() {
-                return Ok(());
-            },
+            // Nothing changes any more once the control loop has ended, which is when draining begins: that is to be said,
+            // and the lease to be renewed until the last connection has ended.
+            changed = progress.changed(), if changes => changes = changed.is_ok(),
             () = drain.started(), if !was_draining => {}
             () = tokio::time::sleep_until(renew) => {}
         }

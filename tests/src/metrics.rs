@@ -22,6 +22,12 @@ pub async fn of(admin: SocketAddr) -> Metrics {
 
 // === impl Metrics ===
 
+impl From<String> for Metrics {
+    fn from(text: String) -> Self {
+        Self { text }
+    }
+}
+
 impl Metrics {
     /// The sum of all series of this name whose labels have these values; 0 if there is none.
     ///

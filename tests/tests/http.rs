@@ -177,6 +177,7 @@ async fn an_endpoint_may_refuse_a_body_before_it_is_sent() {
 /// An address where connecting takes for ever, as that of a Pod that is gone may: its queue is full and nobody accepts.
 async fn silent(address: SocketAddr) -> (TcpListener, Vec<TcpStream>) {
     let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_reuseaddr(true).expect("an option of every socket");
     socket.bind(address).expect("the address is free");
     let listener = socket.listen(1).expect("it can listen");
     let mut queued = Vec::new();

@@ -19,7 +19,7 @@ struct Set {
     module: &'static str,
 }
 
-const SETS: [Set; 2] = [
+const SETS: [Set; 3] = [
     Set {
         name: "kubernetes",
         programs: &["kube-apiserver", "kube-controller-manager", "kube-proxy", "kubectl"],
@@ -31,6 +31,12 @@ const SETS: [Set; 2] = [
         programs: &["etcd"],
         go_mod: include_str!("../../cluster/etcd/go.mod"),
         module: "go.etcd.io/etcd/server/v3",
+    },
+    Set {
+        name: "jaeger",
+        programs: &["jaeger"],
+        go_mod: include_str!("../../cluster/jaeger/go.mod"),
+        module: "github.com/jaegertracing/jaeger",
     },
 ];
 

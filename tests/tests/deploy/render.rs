@@ -167,6 +167,8 @@ fn compare(path: &str, left: &Value, right: &Value, found: &mut Vec<String>) {
                 compare(&format!("{path}[{at}]"), left, right, found);
             }
         }
+        // How a number is written, as 0 or 0.0, says nothing.
+        (Value::Number(left), Value::Number(right)) if left.as_f64() == right.as_f64() => {}
         _ if left == right => {}
         _ => found.push(format!("{path}: kustomize has {left}, helm has {right}")),
     }
