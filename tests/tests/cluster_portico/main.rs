@@ -105,7 +105,11 @@ async fn curl(sandbox: &Sandbox, to: SocketAddr) -> Result<String, String> {
 
 /// Asks until every node answers at a port.
 async fn answers_everywhere(sandbox: &Sandbox, port: u16) {
-    for to in node_ports(port) {
+    answers_at(sandbox, &node_ports(port)).await;
+}
+
+async fn answers_at(sandbox: &Sandbox, addresses: &[SocketAddr]) {
+    for &to in addresses {
         let asking = async {
             while curl(sandbox, to).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -233,17 +237,20 @@ async fn everyone_answers(load: &mut Load, pods: &BTreeSet<String>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_dies_takes_only_itself() {
     let (sandbox, kubectl, _turn) = cluster().await;
-    kubectl.apply(&echo("survivor", 3, 30_104, false)).await;
+    kubectl.apply(&echo("survivor", 6, 30_104, false)).await;
     kubectl.rolled_out("default", "deployment/survivor").await;
     answers_everywhere(sandbox, 30_104).await;
+    let listed = "get endpointslices -l kubernetes.io/service-name=survivor \
+                  -o jsonpath={.items[*].endpoints[?(@.nodeName=='node-3')].conditions.ready}";
+    kubectl.until(listed, "the node has endpoints", |ready| ready.contains("true")).await;
     sandbox.stop_node(3).expect("the node dies");
     // A request on a kept connection to a Pod there waits until the cluster has noticed; from then on nobody goes there.
     let ready = "get node node-3 -o jsonpath={.status.conditions[?(@.type=='Ready')].status}";
     kubectl.until(ready, "the cluster has noticed", |status| status != "True").await;
-    let listed = "get endpointslices -l kubernetes.io/service-name=survivor \
-                  -o jsonpath={range.items[*].endpoints[?(@.nodeName=='node-3')]}{.conditions.ready}{end}";
     kubectl.until(listed, "its endpoints are not ready", |ready| !ready.contains("true")).await;
-    for to in &node_ports(30_104)[..2] {
+    let alive = &node_ports(30_104)[..2];
+    answers_at(sandbox, alive).await;
+    for to in alive {
         for _ in 0..20 {
             curl(sandbox, *to).await.unwrap_or_else(|error| panic!("{to}: {error}"));
         }
