@@ -19,7 +19,7 @@ use tests::{
         state::ROOT,
     },
 };
-use tokio::time::Instant;
+use tokio::{sync::Mutex, time::Instant};
 
 const KUBE_PROXY: u8 = 2;
 /// The first address of the range of Services: the API server, for who has kube-proxy.
@@ -28,8 +28,13 @@ const API_SERVICE: &str = "10.96.0.1:443";
 const NO_ANSWER: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Held by the test that runs. The lock of the machine's sandbox is not enough: one test kills the process that holds it
+/// and cleans up afterwards, and who waited for that lock would be bringing the next sandbox up meanwhile.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
 #[tokio::test]
 async fn a_cluster_comes_up_and_goes_without_leaving_anything() {
+    let _alone = ONE_AT_A_TIME.lock().await;
     let sandbox = shared::up(vec![KUBE_PROXY]).await.expect("a sandbox");
 
     let nodes = text(sandbox.kubectl().expect("kubectl").args(["get", "nodes", "--no-headers"]));
@@ -57,6 +62,7 @@ async fn a_cluster_comes_up_and_goes_without_leaving_anything() {
 
 #[tokio::test]
 async fn the_api_server_stops_starts_and_forgets() {
+    let _alone = ONE_AT_A_TIME.lock().await;
     let sandbox = shared::up(Vec::new()).await.expect("a sandbox");
     let cluster = sandbox.cluster();
     let client = sandbox.client().await.expect("a client");
@@ -83,6 +89,7 @@ async fn the_api_server_stops_starts_and_forgets() {
 
 #[tokio::test]
 async fn what_a_crash_leaves_is_removed() {
+    let _alone = ONE_AT_A_TIME.lock().await;
     let sandbox = shared::up(Vec::new()).await.expect("a sandbox");
     // Nobody but the keeper has the lock from here on.
     sandbox.leave_running();
