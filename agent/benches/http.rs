@@ -15,13 +15,16 @@ use std::{
 };
 
 use agent::{
+    balance::{pick::LoadBound, pin::Pins},
     listen::http::{self, HttpRoute},
     local::{Limits, Local},
     report::{
         record::{ClientSource, Downstream, Reporter, Shard},
         trace::TraceState,
     },
-    table::{Backend, Balance, Candidates, Destination, Frontend, FrontendKind, Locality, Table, Target, Terminate},
+    table::{
+        Backend, Balance, Candidates, Destination, Family, Frontend, FrontendKind, Locality, Table, Target, Terminate,
+    },
 };
 use api::resource::{
     name::NamespacedName,
@@ -133,7 +136,9 @@ fn proxy(protocol: AppProtocol, endpoint: SocketAddr) -> (SocketAddr, Cpu) {
         let (queue, records) = mpsc::sync_channel(64);
         thread::spawn(move || records.into_iter().for_each(drop));
         let reporter = Reporter::new(queue, Arc::new(Shard::default()), TraceState::off()).with_detail(false);
-        let local = Rc::new(Local::new(Arc::new(limits()), Rc::new(reporter), table(address, protocol, endpoint)));
+        let pins = Arc::new(Pins::new(1024, Instant::now()));
+        let local =
+            Rc::new(Local::new(Arc::new(limits()), pins, Rc::new(reporter), table(address, protocol, endpoint)));
         spawn_local({
             let local = local.clone();
             async move {
@@ -174,6 +179,8 @@ fn limits() -> Limits {
         connections: 1024,
         flows: 1024,
         trusted_proxies: vec![],
+        affinity_clients: 1024,
+        load_bound: LoadBound { percent: None },
         drain_timeout: Duration::from_secs(30),
     }
 }
@@ -194,17 +201,21 @@ fn table(address: SocketAddr, protocol: AppProtocol, endpoint: SocketAddr) -> Ar
         port_name: "".into(),
         port: 80,
         transport: Transport::Tcp,
+        family: Family::Ipv4,
         protocol,
         tls: Terminate::No,
         balance: Balance::LeastRequest,
-        cluster: Candidates { backends: [Arc::new(backend)].into(), ring: None },
+        affinity: None,
+        cluster: Candidates { backends: [Arc::new(backend)].into(), ..Candidates::default() },
         local: Candidates::default(),
         any_endpoint: true,
         serving: [endpoint].into(),
+        external: true,
         internal_local: false,
         external_local: false,
         local_overflow: false,
         source_ranges: Box::default(),
+        own_sources: Box::default(),
     };
     let mut table = Table::default();
     let frontend = Frontend { kind: FrontendKind::ClusterIp, target: Some(Arc::new(target)) };

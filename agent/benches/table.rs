@@ -12,7 +12,7 @@ use std::{
 
 use agent::{
     apply::{
-        compile::{Compiler, Here},
+        compile::{Compiler, Here, NodePortAddresses},
         resources::{Dirty, Resources},
     },
     balance::{
@@ -56,7 +56,7 @@ fn candidates(count: u32) -> Candidates {
     };
     let backends: Box<[_]> = (0..count).map(backend).collect();
     let ring = Some(Ring::new(backends.iter().map(|backend| (&*backend.key, 1))));
-    Candidates { backends, ring }
+    Candidates { backends, ring, ..Candidates::default() }
 }
 
 fn ring(criterion: &mut Criterion) {
@@ -151,7 +151,7 @@ fn cluster(services: u32) -> (Resources, Compiler, Table) {
     let all = (0..services).map(|index| Resource::Service(Box::new(service(index)))).chain(endpoints);
     let (rejections, dirty) = resources.apply(changes(all));
     assert!(rejections.is_empty());
-    let here = Here { node: "node-a".to_owned(), node_port_addresses: vec![], http_port: None };
+    let here = Here { node: "node-a".to_owned(), node_port_addresses: NodePortAddresses::All, http_port: None };
     let mut compiler = Compiler::new(here, TlsContext::new().expect("the system has randomness"));
     let table = compiler.compile(&resources, &dirty);
     (resources, compiler, table)

@@ -1,5 +1,6 @@
 //! From the discovery stream to a table: the control loop of an agent.
 
+pub mod programming;
 pub mod resources;
 pub mod zone;
 pub mod compile;

@@ -2,5 +2,7 @@
 
 pub mod eligible;
 pub mod flow;
-pub mod pick;
 pub mod ring;
+pub mod pick;
+pub mod pin;
+pub mod choose;

@@ -2,17 +2,17 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    num::NonZeroU16,
+    num::{NonZeroU16, NonZeroU32},
     path::PathBuf,
     time::Duration,
 };
 
 use clap::Args as ClapArgs;
-use ipnet::IpNet;
 use runtime::args::{Problems, parse};
 
 use crate::{
-    apply::compile::Here,
+    apply::compile::{Here, NodePortAddresses},
+    balance::pick::LoadBound,
     dns::{
         answer::PodNames,
         open::Options as Dns,
@@ -25,6 +25,8 @@ use crate::{
 
 /// Where Pods ask by default, as they do with NodeLocal DNSCache.
 const DNS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 20, 53)), servers::PORT);
+/// Where kube-proxy answers `/healthz` (S13.1).
+const HEALTHZ: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 10_256);
 
 /// Where the admin port of an agent is when nothing else is said.
 pub const ADMIN_PORT: u16 = 18_081;
@@ -50,6 +52,13 @@ pub struct Args {
     /// Where live, ready, metrics and debug answer; the port may be left out [default: the node's address, port 18081]
     #[arg(long, env = "PORTICO_ADMIN_LISTEN", value_name = "ADDR[:PORT]")]
     pub admin_listen: Option<String>,
+    /// Where load balancers ask whether this node works, /healthz and /livez as of kube-proxy; off opens no port
+    /// [default: 0.0.0.0:10256 with --replace-kube-proxy, else off]
+    #[arg(long, env = "PORTICO_HEALTHZ_LISTEN", value_name = "ADDR:PORT|off")]
+    pub healthz_listen: Option<String>,
+    /// This agent stands in for kube-proxy on its node, and answers where that would
+    #[arg(long, env = "PORTICO_REPLACE_KUBE_PROXY")]
+    pub replace_kube_proxy: bool,
     /// Options of the data plane.
     #[command(flatten)]
     pub data_plane: DataPlaneArgs,
@@ -109,11 +118,11 @@ pub struct DataPlaneArgs {
     /// Whether Pods have names made of their addresses, a-b-c-d.NAMESPACE.pod.DOMAIN: disabled or verified
     #[arg(long, env = "PORTICO_DNS_PODS", value_name = "MODE", default_value = "disabled")]
     pub dns_pods: String,
-    /// Ranges of the node's addresses at which NodePorts answer [default: all of the node's addresses]
+    /// The node's addresses at which NodePorts answer: ranges, or `primary` [default: all of them]
     #[arg(
         long,
         env = "PORTICO_NODE_PORT_ADDRESSES",
-        value_name = "CIDR,…",
+        value_name = "primary|CIDR,…",
         default_value = "",
         hide_default_value = true
     )]
@@ -154,6 +163,13 @@ pub struct DataPlaneArgs {
     /// Endpoints tried for one connection or request
     #[arg(long, env = "PORTICO_ATTEMPTS", value_name = "N", default_value = "3")]
     pub attempts: String,
+    /// Clients of Services with session affinity that a node remembers; of others the hash ring alone decides
+    #[arg(long, env = "PORTICO_AFFINITY_CLIENTS", value_name = "N", default_value = "65536")]
+    pub affinity_clients: String,
+    /// How full an endpoint may be, in per cent of the mean, for clients that are new to a Service with session affinity;
+    /// 0 follows the hash ring strictly
+    #[arg(long, env = "PORTICO_HASH_BALANCE_FACTOR", value_name = "PERCENT", default_value = "125")]
+    pub hash_balance_factor: String,
     /// Bytes of a request's head
     #[arg(long, env = "PORTICO_MAX_HEADER_BYTES", value_name = "BYTES", default_value = "64KiB")]
     pub max_header_bytes: String,
@@ -171,6 +187,8 @@ pub struct Config {
     pub gateway_service: Option<GatewayService>,
     /// Where the admin port listens; `None` means at the node's address.
     pub admin_listen: Option<SocketAddr>,
+    /// Where `/healthz` and `/livez` answer; `None` for nowhere.
+    pub healthz_listen: Option<SocketAddr>,
     /// Data-plane threads.
     pub workers: usize,
     /// What decides the table.
@@ -189,7 +207,7 @@ pub struct DataPlane {
     /// The shared HTTP port, if the option was given.
     pub http_port: Option<Option<NonZeroU16>>,
     /// Where NodePorts answer.
-    pub node_port_addresses: Vec<IpNet>,
+    pub node_port_addresses: NodePortAddresses,
     /// Data-plane threads.
     pub workers: usize,
     /// Limits, per worker.
@@ -225,6 +243,14 @@ impl Args {
             )?),
             None => None,
         };
+        let healthz_listen = match self.healthz_listen.as_deref() {
+            Some("off") => Some(None),
+            Some(raw) => {
+                let expected = "an address with port, such as 0.0.0.0:10256, or off";
+                problems.value("--healthz-listen", raw, parse::socket_addr, expected).map(Some)
+            }
+            None => Some(self.replace_kube_proxy.then_some(HEALTHZ)),
+        };
         let data_plane = data_plane?;
         // Outside of a cluster nobody asks there, and the address is not ours to add.
         let in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
@@ -233,6 +259,7 @@ impl Args {
             gateways: gateways?,
             gateway_service: service.flatten(),
             admin_listen,
+            healthz_listen: healthz_listen?,
             workers: data_plane.workers,
             here: Here {
                 node: self.node.clone().or(node_name).unwrap_or_else(|| host.to_owned()),
@@ -328,8 +355,17 @@ impl DataPlaneArgs {
         let mut cidrs = |field, raw: &str| {
             problems.value(field, raw, parse::cidr_list, "networks separated by commas, such as 10.0.0.0/8,fd00::/8")
         };
-        let node_port_addresses = cidrs("--node-port-addresses", &self.node_port_addresses);
         let trusted_proxies = cidrs("--trusted-proxies", &self.trusted_proxies);
+        let node_port_addresses = problems.value(
+            "--node-port-addresses",
+            &self.node_port_addresses,
+            |raw| match raw.trim() {
+                "" => Ok(NodePortAddresses::All),
+                "primary" => Ok(NodePortAddresses::Primary),
+                ranges => parse::cidr_list(ranges).map(NodePortAddresses::Within),
+            },
+            "primary, or networks separated by commas, such as 10.0.0.0/8,fd00::/8",
+        );
         let mut duration = |field, raw: &str| {
             let positive = |raw: &str| match parse::duration(raw) {
                 Ok(Duration::ZERO) => Err("is zero".to_owned()),
@@ -347,7 +383,17 @@ impl DataPlaneArgs {
         let mut count = |field, raw: &str| problems.value(field, raw, &number, "a number from 1 to 10000000");
         let connections = count("--max-connections", &self.max_connections);
         let flows = count("--max-udp-flows", &self.max_udp_flows);
+        let affinity_clients = count("--affinity-clients", &self.affinity_clients);
         let attempts = problems.value("--attempts", &self.attempts, parse::number(1..=16), "a number from 1 to 16");
+        let hash_balance_factor = problems.value(
+            "--hash-balance-factor",
+            &self.hash_balance_factor,
+            |raw| match parse::number(0..=10_000u32)(raw)? {
+                1..=100 => Err("leaves no room for anybody".to_owned()),
+                percent => Ok(percent),
+            },
+            "a number above 100, such as 125, or 0 for none",
+        );
         let headers =
             problems.value("--max-headers", &self.max_headers, parse::number(1..=10_000), "a number from 1 to 10000");
         let header_bytes = problems.value(
@@ -407,6 +453,8 @@ impl DataPlaneArgs {
                 connections: share(connections?) as u32,
                 flows: share(flows?),
                 trusted_proxies: trusted_proxies?,
+                affinity_clients: affinity_clients? as usize,
+                load_bound: LoadBound { percent: NonZeroU32::new(hash_balance_factor?) },
                 drain_timeout: drain_timeout?,
             },
             access_log: match access_log? {

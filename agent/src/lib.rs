@@ -29,6 +29,8 @@ pub mod worker;
 pub mod gateways;
 /// From the discovery stream to a table.
 pub mod apply;
+/// What load balancers and probes are told.
+pub mod health;
 /// What the agent says of itself.
 pub mod status;
 /// Options, as typed and as used.

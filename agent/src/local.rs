@@ -15,11 +15,15 @@ use tokio::sync::Notify;
 
 use crate::{
     alarm::Alarms,
-    balance::pick::Load,
+    balance::{
+        choose::{Chooser, Client},
+        pick::{Load, LoadBound},
+        pin::Pins,
+    },
     buffers::Buffers,
     forward::{pool::Pool, tcp::Scratch, udp::Flows},
     report::record::Reporter,
-    table::{Backend, Table},
+    table::{Backend, Candidates, Table, Target},
 };
 
 /// How long an endpoint that refused or timed out is left out, at first and at most. Each failure in a row doubles it.
@@ -55,6 +59,10 @@ pub struct Limits {
     pub flows: usize,
     /// Peers whose forwarding headers and trace context are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Clients of Services with session affinity that a node remembers.
+    pub affinity_clients: usize,
+    /// How full an endpoint may be for clients that are new to a Service with session affinity.
+    pub load_bound: LoadBound,
     /// How long draining may take.
     pub drain_timeout: Duration,
 }
@@ -77,6 +85,8 @@ pub struct Local {
     pub scratch: Scratch,
     /// UDP flows.
     pub flows: Flows,
+    /// Where clients went before; the same for all workers of a node.
+    pins: Arc<Pins>,
     table: RefCell<Rc<Pinned>>,
     upstreams: RefCell<HashMap<SocketAddr, Rc<Upstream>, RandomState>>,
     connections: Rc<Cell<u32>>,
@@ -121,7 +131,7 @@ pub struct ConnectionGuard {
 
 impl Local {
     /// The state of a worker that serves nothing yet.
-    pub fn new(limits: Arc<Limits>, reporter: Rc<Reporter>, table: Arc<Table>) -> Self {
+    pub fn new(limits: Arc<Limits>, pins: Arc<Pins>, reporter: Rc<Reporter>, table: Arc<Table>) -> Self {
         let alarms = Rc::<Alarms>::default();
         Self {
             limits,
@@ -132,6 +142,7 @@ impl Local {
             turn: Cell::new(fastrand::u32(..)),
             scratch: Scratch::default(),
             flows: Flows::default(),
+            pins,
             table: RefCell::new(Rc::new(Pinned(table))),
             upstreams: RefCell::default(),
             connections: Rc::default(),
@@ -179,6 +190,19 @@ impl Local {
         let Some(upstream) = upstreams.get(&backend.address) else { return Load::default() };
         let ejected = upstream.ejected_until.get().is_some_and(|until| until > self.now.get());
         Load { active: upstream.active.get(), ejected }
+    }
+
+    /// The endpoint for the next attempt, leaving out those in `tried`.
+    pub fn choose<'a>(
+        &self,
+        target: &Target,
+        candidates: &'a Candidates,
+        client: Client,
+        tried: &[SocketAddr],
+    ) -> Option<&'a Arc<Backend>> {
+        let chooser =
+            Chooser { pins: &self.pins, turn: &self.turn, bound: self.limits.load_bound, now: self.now.get() };
+        chooser.choose(target, candidates, client, |backend| self.load(backend), tried)
     }
 
     /// Time, at most one tick old. Reading it costs nothing.

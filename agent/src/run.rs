@@ -10,10 +10,16 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use crate::{
     apply::{
         compile::Compiler,
-        control::{Control, Counters, Progress},
+        control::{Control, Counters, Progress, Rounds},
+        programming::Programming,
     },
     config::{ADMIN_PORT, Config},
     dns,
+    health::{
+        self,
+        metrics::Metrics,
+        serve::{self, Probes},
+    },
     report::export::{self, NodeIdentity},
     status::{self, Identity},
     table::certificate::TlsContext,
@@ -32,6 +38,14 @@ pub enum Error {
     /// The admin port cannot be opened.
     #[error("cannot listen on {address}, set --admin-listen to a free address of this host")]
     Admin {
+        /// What was asked for.
+        address: SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The port of `/healthz` cannot be opened.
+    #[error("cannot listen on {address}, set --healthz-listen to a free address of this host, or to off")]
+    Healthz {
         /// What was asked for.
         address: SocketAddr,
         /// What the system says.
@@ -79,8 +93,18 @@ async fn run_beside(
     let client = Client::new(identity.node.as_str(), env!("CARGO_PKG_VERSION"));
     let compiler = Compiler::new(config.here.clone(), TlsContext::new()?);
     let (gateways, name) = (config.gateways, identity.node.clone());
-    let (control, progress, counters) = Control::new(gateways.clone(), name, client, compiler, workers, first_commit);
+    let programming = Programming::default();
+    let meter = telemetry.meter_provider.meter("portico.programming");
+    let metrics = Metrics::new(&meter);
+    let rounds: Rounds = Box::new({
+        let metrics = metrics.clone();
+        move |round| metrics.programmed(round.took, round.full, &round.triggers, SystemTime::now())
+    });
+    let beside = (programming.clone(), rounds);
+    let (control, progress, counters) =
+        Control::new(gateways.clone(), name, client, compiler, workers, beside, first_commit);
     observe(telemetry, progress.clone(), counters);
+    health::metrics::observe(&meter, &programming, &progress);
 
     if let Some(dns) = dns {
         tasks.spawn(async move {
@@ -91,6 +115,20 @@ async fn run_beside(
     let report = status::report_to_all(gateways, identity.clone(), progress.clone(), drain.clone());
     tasks.spawn(async move {
         report.await;
+        Ok(())
+    });
+    let probes = Probes { programming, progress: progress.clone(), metrics, drain: drain.clone() };
+    if let Some(address) = config.healthz_listen {
+        let listener = TcpListener::bind(address).await.map_err(|source| Error::Healthz { address, source })?;
+        tracing::info!(%address, "proxy health open");
+        let proxy = serve::proxy(listener, probes.clone());
+        tasks.spawn(async move {
+            proxy.await;
+            Ok(())
+        });
+    }
+    tasks.spawn(async move {
+        serve::services(probes).await;
         Ok(())
     });
     let admin = admin(readiness, telemetry, progress.clone());

@@ -1,9 +1,11 @@
 //! Everything a connection asks, compiled and immutable. A change of state makes a new table; workers swap it whole.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
+    num::NonZeroU16,
     sync::Arc,
+    time::Duration,
 };
 
 use api::resource::{
@@ -14,10 +16,11 @@ use api::resource::{
 use foldhash::fast::FixedState;
 use ipnet::IpNet;
 
-use crate::{balance::ring::Ring, report::outcome::Outcome};
+use crate::balance::{pin::Tag, ring::Ring};
 
 pub mod certificate;
 pub mod names;
+pub mod verdict;
 pub mod zone;
 
 use names::Names;
@@ -25,6 +28,9 @@ use zone::Zone;
 
 /// A map that is read on the path of a connection. Keys are our own addresses, so a fixed fast hash is safe.
 pub type Map<K, V> = HashMap<K, V, FixedState>;
+
+/// As [`Map`], without values.
+pub type Set<K> = HashSet<K, FixedState>;
 
 /// The compiled state of one commit, for one node.
 #[derive(Debug, Default)]
@@ -39,6 +45,42 @@ pub struct Table {
     pub zone: Option<Arc<Zone>>,
     /// Which Pod owns an address.
     pub workloads: Arc<Map<IpAddr, Arc<Workload>>>,
+    /// Every ClusterIP, whatever its ports (S5.4).
+    pub cluster_ips: Set<IpAddr>,
+    /// Ranges of ClusterIPs; empty when unknown (S1.4).
+    pub service_cidrs: Box<[IpNet]>,
+    /// Addresses of this node at which node ports and health-check node ports answer (S9.2).
+    pub node_port_addresses: Box<[IpAddr]>,
+    /// The health-check node ports, by Service (S12).
+    pub health_checks: Box<[HealthCheck]>,
+}
+
+/// A health-check node port and what it answers (S12).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// The Service.
+    pub service: NamespacedName,
+    /// Where it is asked.
+    pub port: NonZeroU16,
+    /// Distinct addresses of this node's ready endpoints, over all ports (S12.3).
+    pub local_endpoints: usize,
+}
+
+/// Which of the two traffic policies of a Service is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// `internalTrafficPolicy`: ClusterIPs.
+    Internal,
+    /// `externalTrafficPolicy`: every other address.
+    External,
+}
+
+/// An IP family. A Service is served once in each family it has a ClusterIP of (S2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Family {
+    Ipv4,
+    Ipv6,
 }
 
 /// An address that clients dial.
@@ -46,7 +88,7 @@ pub struct Table {
 pub struct Destination {
     /// Address and port, as the client dialled it.
     pub address: SocketAddr,
-    /// TCP or UDP.
+    /// Protocol below the port.
     pub transport: Transport,
 }
 
@@ -71,7 +113,7 @@ pub enum FrontendKind {
     Route,
 }
 
-/// One port of one Service, with all that is needed to serve it.
+/// One port of one Service in one IP family, with all that is needed to serve it.
 #[derive(Debug)]
 pub struct Target {
     /// Namespace and name of the Service.
@@ -80,31 +122,49 @@ pub struct Target {
     pub port_name: Box<str>,
     /// Number of the port at the Service's addresses.
     pub port: u16,
-    /// TCP or UDP.
+    /// Protocol below the port. SCTP has verdicts, but no listener (S17.3).
     pub transport: Transport,
+    /// Its addresses and endpoints are of this family.
+    pub family: Family,
     /// What is spoken, inside TLS where that is terminated.
     pub protocol: AppProtocol,
     /// Whether and how TLS is terminated in front of `protocol`.
     pub tls: Terminate,
     /// How an endpoint is chosen.
     pub balance: Balance,
-    /// Endpoints for policy Cluster (S4.1).
+    /// `sessionAffinity: ClientIP` (S8).
+    pub affinity: Option<Affinity>,
+    /// Endpoints for policy Cluster (S4.1); none if that is not used ([`Target::uses_cluster`]).
     pub cluster: Candidates,
-    /// Endpoints of this node for policy Local (S4.3).
+    /// Endpoints of this node for policy Local (S4.3); none if that is not used ([`Target::uses_local`]).
     pub local: Candidates,
     /// Some endpoint anywhere is ready or draining (S4.6).
     pub any_endpoint: bool,
-    /// Every endpoint that is ready or draining, whatever policy and hints say, sorted: UDP flows to these live on
-    /// (S16.2). Empty for TCP, whose connections always do.
+    /// Every endpoint that serves, whatever policy and hints say, sorted: UDP flows to these live on (S16.2). Empty for
+    /// TCP, whose connections always do.
     pub serving: Box<[SocketAddr]>,
+    /// It has a node port, a load-balancer address or an external IP (S2.8).
+    pub external: bool,
     /// `internalTrafficPolicy: Local`.
     pub internal_local: bool,
     /// `externalTrafficPolicy: Local`.
     pub external_local: bool,
     /// Policy Local overflows to other nodes instead of dropping.
     pub local_overflow: bool,
-    /// Who may use load-balancer addresses, per family; an empty family is open (S7.2).
+    /// Who may use load-balancer addresses; nobody named means everybody (S7.2).
     pub source_ranges: Box<[IpNet]>,
+    /// Load-balancer addresses, which are the source where this node dials them (S7.4). None where no range admits the
+    /// node.
+    pub own_sources: Box<[IpAddr]>,
+}
+
+/// `sessionAffinity: ClientIP` of a port (S8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Affinity {
+    /// How long a client keeps its endpoint after its latest connection.
+    pub timeout: Duration,
+    /// Stands for the Service port, whatever address of it is dialled (S8.2).
+    pub port: u64,
 }
 
 /// TLS termination of a port.
@@ -149,6 +209,8 @@ pub struct Candidates {
     pub backends: Box<[Arc<Backend>]>,
     /// Present if the target hashes and there is a choice.
     pub ring: Option<Ring>,
+    /// Present if the target has affinity: the place of each endpoint by its tag, in the order of tags.
+    pub tags: Box<[(Tag, u32)]>,
 }
 
 /// An endpoint port to dial.
@@ -190,8 +252,10 @@ pub struct Location {
     pub zone: String,
     /// Its addresses, primary first.
     pub addresses: Vec<IpAddr>,
-    /// Pod ranges of all nodes, for telling pods from outsiders (S5).
+    /// Pod ranges of all nodes, for telling pods from outsiders (S5): disjoint, and in order.
     pub pod_cidrs: Vec<IpNet>,
+    /// It is being deleted, by itself or by the cluster autoscaler (S13.2).
+    pub leaving: bool,
 }
 
 // === impl Table ===
@@ -202,11 +266,17 @@ impl Table {
         self.frontends.get(&Destination { address, transport })
     }
 
-    /// Whether `address` is a Pod or this node, to which external policies are short-circuited (S5.3).
-    pub fn is_inside(&self, address: IpAddr) -> bool {
-        self.location.addresses.contains(&address)
-            || self.workloads.contains_key(&address)
-            || self.location.pod_cidrs.iter().any(|cidr| cidr.contains(&address))
+    /// How many Service ports have endpoints, but none on this node, where the policy for `from` is Local (S20).
+    pub fn without_local_endpoints(&self, family: Family, from: Origin) -> usize {
+        // Each has exactly one ClusterIP in its family.
+        let ports = self.frontends.values().filter(|frontend| frontend.kind == FrontendKind::ClusterIp);
+        let targets = ports.filter_map(|frontend| frontend.target.as_ref());
+        let applies = |target: &Target| match from {
+            Origin::Internal => target.internal_local,
+            Origin::External => target.external_local && target.external,
+        };
+        let missing = |target: &Target| target.any_endpoint && target.local.backends.is_empty();
+        targets.filter(|target| target.family == family && applies(target) && missing(target)).count()
     }
 }
 
@@ -225,6 +295,38 @@ impl FrontendKind {
     }
 }
 
+// === impl Origin ===
+
+impl Origin {
+    /// `traffic_policy` of kube-proxy's metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Origin::Internal => "internal",
+            Origin::External => "external",
+        }
+    }
+}
+
+// === impl Family ===
+
+impl Family {
+    /// Both, in the order in which they are tried where either would do.
+    pub const ALL: [Family; 2] = [Family::Ipv4, Family::Ipv6];
+
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 }
+    }
+
+    /// `ip_family` of kube-proxy's metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Family::Ipv4 => "IPv4",
+            Family::Ipv6 => "IPv6",
+        }
+    }
+}
+
 // === impl Locality ===
 
 impl Locality {
@@ -238,39 +340,36 @@ impl Locality {
     }
 }
 
+// === impl Candidates ===
+
+impl Candidates {
+    /// Adds the tags by which affinity finds endpoints again.
+    pub fn with_tags(mut self) -> Self {
+        let tags = self.backends.iter().zip(0..).map(|(backend, place)| (Tag::of(backend.address), place));
+        let mut tags: Vec<(Tag, u32)> = tags.collect();
+        tags.sort_unstable();
+        self.tags = tags.into();
+        self
+    }
+
+    /// The endpoint of a tag.
+    pub fn tagged(&self, tag: Tag) -> Option<&Arc<Backend>> {
+        let at = self.tags.binary_search_by_key(&tag, |(tag, _)| *tag).ok()?;
+        self.backends.get(self.tags[at].1 as usize)
+    }
+}
+
 // === impl Target ===
 
 impl Target {
-    /// The endpoints for a client, or why there are none (S5.1 to S5.3, S7). `inside` says that the client is a Pod or
-    /// this node.
-    ///
-    /// # Errors
-    /// [`Outcome::SourceRange`], [`Outcome::NoEndpoints`] or [`Outcome::NoLocalEndpoints`].
-    pub fn candidates(&self, kind: FrontendKind, client: IpAddr, inside: bool) -> Result<&Candidates, Outcome> {
-        if kind == FrontendKind::LoadBalancer && !self.admits(client) {
-            return Err(Outcome::SourceRange);
-        }
-        if !self.any_endpoint {
-            return Err(Outcome::NoEndpoints);
-        }
-        let local = match kind {
-            FrontendKind::ClusterIp | FrontendKind::Route => self.internal_local,
-            FrontendKind::NodePort | FrontendKind::LoadBalancer | FrontendKind::ExternalIp => {
-                self.external_local && !inside
-            }
-        };
-        let candidates = if local { &self.local } else { &self.cluster };
-        match candidates.backends.is_empty() {
-            false => Ok(candidates),
-            true if local && self.local_overflow && !self.cluster.backends.is_empty() => Ok(&self.cluster),
-            true => Err(if local { Outcome::NoLocalEndpoints } else { Outcome::NoEndpoints }),
-        }
+    /// Whether the endpoints for policy Cluster are used by anybody (S2.9).
+    pub fn uses_cluster(&self) -> bool {
+        !self.internal_local || self.external || self.local_overflow
     }
 
-    fn admits(&self, client: IpAddr) -> bool {
-        let mut ranges =
-            self.source_ranges.iter().filter(|range| range.addr().is_ipv4() == client.is_ipv4()).peekable();
-        ranges.peek().is_none() || ranges.any(|range| range.contains(&client))
+    /// Whether the endpoints for policy Local are used by anybody (S2.9).
+    pub fn uses_local(&self) -> bool {
+        self.internal_local || (self.external_local && self.external)
     }
 
     /// What the record of a long connection keeps: the target, without its rings. They take most of the memory, and
@@ -284,17 +383,21 @@ impl Target {
             port_name: self.port_name.clone(),
             port: self.port,
             transport: self.transport,
+            family: self.family,
             protocol: self.protocol,
             tls: Terminate::No,
             balance: self.balance.clone(),
+            affinity: self.affinity,
             cluster: Candidates::default(),
             local: Candidates::default(),
             any_endpoint: self.any_endpoint,
             serving: Box::default(),
+            external: self.external,
             internal_local: self.internal_local,
             external_local: self.external_local,
             local_overflow: self.local_overflow,
             source_ranges: Box::default(),
+            own_sources: Box::default(),
         })
     }
 

@@ -22,6 +22,7 @@ use tokio::{
 };
 
 use crate::{
+    balance::pin::Pins,
     dns::serve::{Opened, Server},
     listen::{self, open::Step, socket::Listening},
     local::{Limits, Local},
@@ -75,13 +76,14 @@ impl Workers {
     /// When a thread or its runtime cannot be started.
     pub fn start(limits: Limits, reporting: Vec<WorkerReporting>, node: &str) -> io::Result<Self> {
         let limits = Arc::new(limits);
+        let pins = Arc::new(Pins::new(limits.affinity_clients, Instant::now()));
         let start = |(index, reporting): (usize, WorkerReporting)| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let (commands, inbox) = unbounded_channel();
             let (done, ended) = oneshot::channel();
-            let limits = limits.clone();
+            let (limits, pins) = (limits.clone(), pins.clone());
             let thread = thread::Builder::new().name(format!("worker-{index} {node}")).spawn(move || {
-                let local = Rc::new(Local::new(limits, Rc::new(reporting.into_reporter()), Arc::default()));
+                let local = Rc::new(Local::new(limits, pins, Rc::new(reporting.into_reporter()), Arc::default()));
                 LocalSet::new().block_on(&runtime, run(local, inbox));
                 // Nobody listens when the agent was dropped instead of drained.
                 let _ = done.send(());

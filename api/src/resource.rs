@@ -15,6 +15,7 @@ pub mod namespace;
 pub mod node;
 pub mod service;
 pub mod settings;
+pub mod slice;
 pub mod workload;
 
 use certificate::Certificate;
@@ -24,6 +25,7 @@ use namespace::Namespace;
 use node::Node;
 use service::Service;
 use settings::Settings;
+use slice::Slice;
 use workload::Workload;
 
 /// What a resource is. The order is the order in which types are sent.
@@ -45,6 +47,8 @@ pub enum Kind {
     Namespace,
     /// [`Service`] that another proxy serves, named `namespace/name`.
     ForeignService,
+    /// [`Slice`], named `namespace/service/slice`.
+    Slice,
 }
 
 /// Names one resource in the whole state.
@@ -75,13 +79,15 @@ pub enum Resource {
     Namespace(Namespace),
     /// A Service that another proxy serves: only its DNS names are of interest.
     ForeignService(Box<Service>),
+    /// When an EndpointSlice changed.
+    Slice(Slice),
 }
 
 // === impl Kind ===
 
 impl Kind {
     /// Every kind, in the order in which they are sent.
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 9] = [
         Kind::Settings,
         Kind::Node,
         Kind::Service,
@@ -90,6 +96,7 @@ impl Kind {
         Kind::Workload,
         Kind::Namespace,
         Kind::ForeignService,
+        Kind::Slice,
     ];
 
     /// The type on the wire.
@@ -103,6 +110,7 @@ impl Kind {
             Kind::Workload => wire::ResourceType::Workload,
             Kind::Namespace => wire::ResourceType::Namespace,
             Kind::ForeignService => wire::ResourceType::ForeignService,
+            Kind::Slice => wire::ResourceType::Slice,
         }
     }
 
@@ -122,6 +130,7 @@ impl Kind {
             Kind::Workload => "workload",
             Kind::Namespace => "namespace",
             Kind::ForeignService => "foreign_service",
+            Kind::Slice => "slice",
         }
     }
 }
@@ -161,6 +170,7 @@ impl Resource {
             Resource::Workload(workload) => Key::new(Kind::Workload, workload.address.to_string()),
             Resource::Namespace(namespace) => Key::new(Kind::Namespace, namespace.name.as_str()),
             Resource::ForeignService(service) => Key::new(Kind::ForeignService, service.name.to_string()),
+            Resource::Slice(slice) => Key::new(Kind::Slice, slice.resource_name()),
         }
     }
 
@@ -176,6 +186,7 @@ impl Resource {
             Resource::Certificate(certificate) => wire::Certificate::from(certificate).encode_to_vec(),
             Resource::Workload(workload) => wire::Workload::from(workload).encode_to_vec(),
             Resource::Namespace(namespace) => wire::Namespace::from(namespace).encode_to_vec(),
+            Resource::Slice(slice) => wire::Slice::from(slice).encode_to_vec(),
         }
     }
 
@@ -196,6 +207,7 @@ impl Resource {
             Kind::Workload => Resource::Workload(message::<wire::Workload>(body)?.try_into()?),
             Kind::Namespace => Resource::Namespace(message::<wire::Namespace>(body)?.try_into()?),
             Kind::ForeignService => Resource::ForeignService(Box::new(message::<wire::Service>(body)?.try_into()?)),
+            Kind::Slice => Resource::Slice(message::<wire::Slice>(body)?.try_into()?),
         })
     }
 }

@@ -268,6 +268,7 @@ impl Nodes {
             gateways: Gateways::fixed(vec![self.discovery.clone()], Access::default()),
             gateway_service: None,
             admin_listen: None,
+            healthz_listen: None,
             workers: self.data_plane.workers,
             here: agent::apply::compile::Here {
                 node: node.clone(),

@@ -7,5 +7,6 @@ pub mod derive;
 pub mod endpoint;
 pub mod node;
 pub mod service;
+pub mod slice;
 pub mod workload;
 pub mod world;

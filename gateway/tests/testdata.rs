@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
-use api::resource::{Key, Resource, service::Service, settings::Settings};
+use api::resource::{Key, Kind as ResourceKind, Resource, service::Service, settings::Settings};
 use gateway::{
     emulate::{Held, Rules, emulate},
     ipam::pool::PortRange,
@@ -178,6 +178,8 @@ fn render(derived: Derived, mut problems: ByObject) -> String {
         problems.entry(object).or_default().extend(found);
     }
     let mut text = String::new();
+    // Slices say when endpoints changed, and have tests of their own.
+    resources.retain(|key, _| key.kind != ResourceKind::Slice);
     for (key, resource) in resources {
         // What an agent would refuse must not be sent.
         let decoded = Resource::decode(key.kind, resource.encode().into()).expect("an agent takes it");
@@ -228,6 +230,7 @@ fn render(derived: Derived, mut problems: ByObject) -> String {
             }
             Resource::Namespace(_) => {}
             Resource::ForeignService(service) => text += &service_lines(&service),
+            Resource::Slice(_) => {}
             Resource::Settings(settings) => {
                 text += &pairs(&[
                     ("domain", settings.cluster_domain),

@@ -9,38 +9,15 @@
 //!
 //! It has no authentication and changes nothing. It survives the drain, because that is when people look.
 
-use crate::{drain, ready::Readiness};
+use crate::{drain, port, ready::Readiness};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::net::IpAddr;
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-
-/// Connections at a time. Further ones wait in the kernel's backlog: probes are short, and a scraper needs one.
-const MAX_CONNECTIONS: usize = 256;
-/// From the end of one request (or the accept) to the end of the head of the next. Longer than the usual scrape
-/// interval of 30 s would keep idle connections for nothing; a scraper simply connects again.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// After this age a connection is closed between two requests, so that a peer that never reads cannot hold its place.
-const MAX_AGE: Duration = Duration::from_secs(300);
-/// How long a request may still run when its connection has reached its age.
-const AGE_GRACE: Duration = Duration::from_secs(10);
-/// The pause after `accept` failed for want of a resource, such as file descriptors. Trying again at once would spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// A request head larger than this is answered with 431.
-const MAX_HEADER_BYTES: usize = 16 * 1024;
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -80,49 +57,13 @@ impl Admin {
 /// Serves until it is dropped, also during the drain, which it shows but does not hold up. Dropping it closes its
 /// connections.
 pub async fn serve(listener: TcpListener, admin: Admin, drain: drain::Watch) {
-    let admin = Arc::new(admin);
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut connections = JoinSet::new();
-    loop {
-        // The semaphore is never closed, so there always is a place in the end.
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                let (admin, drain) = (admin.clone(), drain.clone());
-                connections.spawn(async move {
-                    connection(stream, peer.ip(), admin, drain).await;
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "admin port cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-        // Finished tasks are collected here, so the set does not grow with the number of connections ever made.
-        while connections.try_join_next().is_some() {}
-    }
+    port::serve(listener, "admin", respond(admin, drain)).await;
 }
 
-/// Serves one connection until it closes, times out, or has reached its age.
-async fn connection<IO>(io: IO, peer: IpAddr, admin: Arc<Admin>, drain: drain::Watch)
-where
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let service = service_fn(move |request| {
-        let (admin, draining) = (admin.clone(), drain.is_draining());
-        async move { Ok::<_, Infallible>(answer(request, peer, admin, draining).await) }
-    });
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_header_size(MAX_HEADER_BYTES);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
-    // Errors are those of the peer: a reset, a timeout, a malformed request that hyper has answered.
-    tokio::select! {
-        _ = connection.as_mut() => return,
-        () = tokio::time::sleep(MAX_AGE) => {}
-    }
-    connection.as_mut().graceful_shutdown();
-    let _ = tokio::time::timeout(AGE_GRACE, connection).await;
+/// The answers of a port.
+fn respond(admin: Admin, drain: drain::Watch) -> impl port::Answer {
+    let admin = Arc::new(admin);
+    move |request: Request<Incoming>, peer: IpAddr| answer(request, peer, admin.clone(), drain.is_draining())
 }
 
 async fn answer(request: Request<Incoming>, peer: IpAddr, admin: Arc<Admin>, draining: bool) -> Response<Full<Bytes>> {

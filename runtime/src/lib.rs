@@ -20,5 +20,8 @@ pub mod backoff;
 /// Named latches; ready when all are released.
 pub mod ready;
 
+/// A small HTTP port for probes and scrapers.
+pub mod port;
+
 /// The admin port: live, ready, metrics, dumps.
 pub mod admin;

@@ -3,17 +3,15 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroU16,
     sync::Arc,
-    time::Duration,
 };
 
 use api::resource::{
     certificate::Certificate,
-    endpoint::Endpoint,
     name::NamespacedName,
-    service::{AppProtocol, Balancing, Service, ServicePort, ServiceType, Transport},
+    service::{AppProtocol, Service, ServicePort, ServiceType, Transport},
 };
 use ipnet::IpNet;
 use rustls::ServerConfig;
@@ -23,31 +21,43 @@ use super::{
     zone::ZoneCompiler,
 };
 use crate::{
-    balance::{eligible, ring::Ring},
+    balance::eligible,
     table::{
-        Backend, Balance, Candidates, Destination, Frontend, FrontendKind, HashKey, Locality, Location, Map, Table,
-        Target, Terminate,
+        Destination, Family, Frontend, FrontendKind, HealthCheck, Location, Map, Table, Target, Terminate,
         certificate::{Alpn, TlsContext},
         names::{Named, Names},
     },
 };
+
+mod target;
 
 /// What of the configuration decides the table.
 #[derive(Clone, Debug)]
 pub struct Here {
     /// Name of this node.
     pub node: String,
-    /// Where NodePorts answer; empty means at all addresses of the node (S9.2).
-    pub node_port_addresses: Vec<IpNet>,
+    /// Where NodePorts answer.
+    pub node_port_addresses: NodePortAddresses,
     /// The shared HTTP port.
     pub http_port: Option<NonZeroU16>,
+}
+
+/// At which of the node's addresses NodePorts answer (S9.2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// At all of them.
+    All,
+    /// At the first one of each family.
+    Primary,
+    /// At those within these ranges. Loopback is among them only here (S9.3).
+    Within(Vec<IpNet>),
 }
 
 /// Compiles tables, one after the other.
 pub struct Compiler {
     here: Here,
     tls: TlsContext,
-    /// Compiled ports of each Service, in its order; `None` for those that are not TCP or UDP.
+    /// Compiled ports of each Service.
     targets: BTreeMap<NamespacedName, Compiled>,
     /// TLS configurations by Secret and ALPN. Rebuilt when the certificate is another one.
     configs: HashMap<(NamespacedName, Alpn), Prepared>,
@@ -60,7 +70,11 @@ type Prepared = (Arc<Certificate>, Option<Arc<ServerConfig>>);
 /// A Service, compiled.
 struct Compiled {
     service: Arc<Service>,
-    ports: Vec<Option<Arc<Target>>>,
+    /// Its families, first choice first (S2.2); none if it is an alias.
+    families: Vec<Family>,
+    /// In the order of the Service, and for each port in the order of its families.
+    ports: Vec<Vec<Arc<Target>>>,
+    health_check: Option<HealthCheck>,
 }
 
 // === impl Compiler ===
@@ -77,65 +91,60 @@ impl Compiler {
         self.targets.retain(|name, _| !dirty.all && !dirty.services.contains(name));
         for service in resources.services() {
             if !self.targets.contains_key(&service.name) {
-                let ports = service.ports.iter().map(|port| self.target(service, port, resources, &location));
-                let ports = ports.collect();
-                self.targets.insert(service.name.clone(), Compiled { service: service.clone(), ports });
+                let compiled = self.service(service, resources, &location);
+                self.targets.insert(service.name.clone(), compiled);
             }
         }
         self.configs.retain(|(name, _), _| resources.certificate(name).is_some());
         let domain = resources.settings().map_or("cluster.local", |settings| &settings.cluster_domain);
+        let node_port_addresses = self.here.node_port_addresses.of(&location.addresses);
+        let services = || self.targets.values().map(|compiled| &compiled.service);
         Table {
-            frontends: self.frontends(&location),
+            frontends: self.frontends(&location, &node_port_addresses),
             names: Names::new(domain, self.targets.values().filter_map(named)),
             zone: self.zone.compile(domain, resources, dirty),
             workloads: resources.workloads().clone(),
+            cluster_ips: services().flat_map(|service| service.cluster_ips.iter().copied()).collect(),
+            service_cidrs: resources
+                .settings()
+                .map_or_else(Box::default, |known| known.service_cidrs.as_slice().into()),
+            health_checks: self.targets.values().filter_map(|compiled| compiled.health_check.clone()).collect(),
+            node_port_addresses: node_port_addresses.into(),
             location,
         }
     }
 
     fn location(&self, resources: &Resources) -> Location {
-        let pod_cidrs = resources.nodes().flat_map(|node| node.pod_cidrs.iter().copied()).collect();
+        let mut pod_cidrs =
+            IpNet::aggregate(&resources.nodes().flat_map(|node| node.pod_cidrs.iter().copied()).collect());
+        pod_cidrs.sort_unstable_by_key(IpNet::network);
         let Some(node) = resources.node(&self.here.node) else {
             return Location { node: self.here.node.clone(), pod_cidrs, ..Location::default() };
         };
         let addresses = node.internal_addresses.iter().chain(&node.external_addresses).copied().collect();
-        Location { node: node.name.clone(), zone: node.zone.clone(), addresses, pod_cidrs }
+        Location { node: node.name.clone(), zone: node.zone.clone(), addresses, pod_cidrs, leaving: node.leaving }
     }
 
-    fn target(
-        &mut self,
-        service: &Service,
-        port: &ServicePort,
-        resources: &Resources,
-        here: &Location,
-    ) -> Option<Arc<Target>> {
-        if port.transport == Transport::Sctp || service.kind == ServiceType::ExternalName {
-            return None;
-        }
-        let endpoints: Vec<&Endpoint> = resources.endpoints(&service.name).filter(|e| offers(e, port)).collect();
-        let balance = balance(service, port);
-        let candidates = |chosen: Vec<&Endpoint>| candidates(&chosen, port, &balance, here);
-        let tls = match &service.tls_secret {
-            Some(secret) if port.terminate_tls => self.terminate(secret, port.protocol, resources),
-            _ => Terminate::No,
+    fn service(&mut self, service: &Arc<Service>, resources: &Resources, here: &Location) -> Compiled {
+        let families = families(service);
+        let mut port = |port: &ServicePort| -> Vec<Arc<Target>> {
+            let tls = match &service.tls_secret {
+                Some(secret) if port.terminate_tls => self.terminate(secret, port.protocol, resources),
+                _ => Terminate::No,
+            };
+            let all = || resources.endpoints(&service.name);
+            families
+                .iter()
+                .map(|family| Arc::new(target::of(service, port, *family, tls.clone(), all(), here)))
+                .collect()
         };
-        Some(Arc::new(Target {
+        let ports = service.ports.iter().map(&mut port).collect();
+        let health_check = service.health_check_node_port.map(|port| HealthCheck {
             service: service.name.clone(),
-            port_name: port.name.as_str().into(),
-            port: port.port.get(),
-            transport: port.transport,
-            protocol: port.protocol,
-            tls,
-            cluster: candidates(eligible::cluster(&endpoints, here)),
-            local: candidates(eligible::local(&endpoints, here)),
-            any_endpoint: eligible::any(&endpoints),
-            serving: serving(&endpoints, port),
-            internal_local: service.internal_policy == api::resource::service::TrafficPolicy::Local,
-            external_local: service.external_policy == api::resource::service::TrafficPolicy::Local,
-            local_overflow: service.local_overflow,
-            source_ranges: service.source_ranges.as_slice().into(),
-            balance,
-        }))
+            port,
+            local_endpoints: eligible::local_ready_addresses(resources.endpoints(&service.name), here),
+        });
+        Compiled { service: service.clone(), families, ports, health_check }
     }
 
     fn terminate(&mut self, secret: &NamespacedName, protocol: AppProtocol, resources: &Resources) -> Terminate {
@@ -159,30 +168,28 @@ impl Compiler {
 
     /// Every address that clients may dial. The control plane has settled conflicts; of two claims that reach us all the
     /// same, the Service that comes first by name wins, on every node alike (S5.6).
-    fn frontends(&self, here: &Location) -> Map<Destination, Frontend> {
+    fn frontends(&self, here: &Location, node_ports_at: &[IpAddr]) -> Map<Destination, Frontend> {
         let mut frontends = Map::default();
-        let node_addresses = here.addresses.iter().copied().filter(|address| {
-            let ranges = &self.here.node_port_addresses;
-            ranges.is_empty() || ranges.iter().any(|range| range.contains(address))
-        });
-        let node_addresses: Vec<IpAddr> = node_addresses.collect();
-        for Compiled { service, ports } in self.targets.values() {
+        for Compiled { service, families, ports, .. } in self.targets.values() {
             if matches!(service.kind, ServiceType::Headless | ServiceType::ExternalName) {
                 continue;
             }
-            for (port, target) in service.ports.iter().zip(ports) {
-                let Some(target) = target else { continue };
+            for (port, targets) in service.ports.iter().zip(ports) {
                 let mut claim = |address: IpAddr, number: u16, kind: FrontendKind| {
-                    let address = SocketAddr::new(address, number);
-                    let destination = Destination { address, transport: port.transport };
-                    frontends.entry(destination).or_insert_with(|| Frontend { kind, target: Some(target.clone()) });
+                    // Without a ClusterIP of the family the Service does not exist in it (S2.2).
+                    let Some(index) = families.iter().position(|family| *family == Family::of(address)) else { return };
+                    let destination =
+                        Destination { address: SocketAddr::new(address, number), transport: port.transport };
+                    let target = Some(targets[index].clone());
+                    frontends.entry(destination).or_insert(Frontend { kind, target });
                 };
                 let number = port.port.get();
                 service.cluster_ips.iter().for_each(|ip| claim(*ip, number, FrontendKind::ClusterIp));
-                service.external_ips.iter().for_each(|ip| claim(*ip, number, FrontendKind::ExternalIp));
+                // An address that is both is guarded by the source ranges (S7.1).
                 service.load_balancer_ips.iter().for_each(|ip| claim(*ip, number, FrontendKind::LoadBalancer));
+                service.external_ips.iter().for_each(|ip| claim(*ip, number, FrontendKind::ExternalIp));
                 if let Some(node_port) = port.node_port {
-                    node_addresses.iter().for_each(|ip| claim(*ip, node_port.get(), FrontendKind::NodePort));
+                    node_ports_at.iter().for_each(|ip| claim(*ip, node_port.get(), FrontendKind::NodePort));
                 }
             }
         }
@@ -197,84 +204,40 @@ impl Compiler {
     }
 }
 
-/// Whether an endpoint offers a port (S3.4).
-fn offers(endpoint: &Endpoint, port: &ServicePort) -> bool {
-    endpoint.ports.iter().any(|offered| offered.name == port.name && offered.transport == port.transport)
-}
+// === impl NodePortAddresses ===
 
-/// S8 first, then the annotation, then what fits the protocol.
-fn balance(service: &Service, port: &ServicePort) -> Balance {
-    let client = Balance::Hash(HashKey::Client);
-    if service.affinity.is_some_and(|timeout| timeout > Duration::ZERO) {
-        return client;
-    }
-    let http = port.protocol.is_http();
-    match &service.balancing {
-        Some(Balancing::LeastRequest) => Balance::LeastRequest,
-        Some(Balancing::Random) => Balance::Random,
-        Some(Balancing::RoundRobin) => Balance::RoundRobin,
-        Some(Balancing::ClientHash) => client,
-        // Without HTTP there is no header to hash; the client address is what is left of the intention.
-        Some(Balancing::HeaderHash(_) | Balancing::CookieHash(_)) if !http => client,
-        Some(Balancing::HeaderHash(name)) => name.parse().map_or(client, |name| Balance::Hash(HashKey::Header(name))),
-        Some(Balancing::CookieHash(name)) => Balance::Hash(HashKey::Cookie(name.as_str().into())),
-        None if http => Balance::LeastRequest,
-        None => Balance::Random,
-    }
-}
-
-/// The dialled ports of the chosen endpoints, sorted, each address once.
-fn candidates(chosen: &[&Endpoint], port: &ServicePort, balance: &Balance, here: &Location) -> Candidates {
-    let mut backends: BTreeMap<SocketAddr, Arc<Backend>> = BTreeMap::new();
-    for endpoint in chosen {
-        let offered = endpoint.ports.iter().filter(|o| o.name == port.name && o.transport == port.transport);
-        for offered in offered {
-            let address = SocketAddr::new(endpoint.address, offered.port.get());
-            let backend = || {
-                Arc::new(Backend {
-                    address,
-                    key: endpoint.hash_key.as_str().into(),
-                    pod: endpoint.pod.as_str().into(),
-                    node: endpoint.node.as_str().into(),
-                    zone: endpoint.zone.as_str().into(),
-                    locality: locality(endpoint, here),
-                    weight: endpoint.weight.get(),
-                    draining: !endpoint.ready,
-                })
-            };
-            backends.entry(address).or_insert_with(backend);
+impl NodePortAddresses {
+    /// Which of a node's addresses, primary first, answer.
+    fn of(&self, addresses: &[IpAddr]) -> Vec<IpAddr> {
+        match self {
+            NodePortAddresses::All => addresses.to_vec(),
+            NodePortAddresses::Primary => {
+                let first = |family| addresses.iter().copied().find(|address| Family::of(*address) == family);
+                Family::ALL.into_iter().filter_map(first).collect()
+            }
+            NodePortAddresses::Within(ranges) => {
+                // Nodes of manifests share one machine by having loopback addresses; what all of them have is nobody's.
+                let shared = addresses.iter().any(IpAddr::is_loopback);
+                let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+                let loopback = loopback.into_iter().filter(|_| !shared);
+                let all = addresses.iter().copied().chain(loopback);
+                all.filter(|address| ranges.iter().any(|range| range.contains(address))).collect()
+            }
         }
     }
-    let backends: Box<[Arc<Backend>]> = backends.into_values().collect();
-    let hashed = matches!(balance, Balance::Hash(_)) && backends.len() > 1;
-    let ring = hashed.then(|| Ring::new(backends.iter().map(|backend| (&*backend.key, backend.weight))));
-    Candidates { backends, ring }
 }
 
-/// Where the endpoints of a UDP port are, as long as they serve (S16.2).
-fn serving(endpoints: &[&Endpoint], port: &ServicePort) -> Box<[SocketAddr]> {
-    if port.transport != Transport::Udp {
-        return Box::default();
-    }
-    let serving = endpoints.iter().filter(|endpoint| endpoint.is_ready() || endpoint.is_draining());
-    let mut addresses: Vec<SocketAddr> = serving
-        .flat_map(|endpoint| {
-            let offered = endpoint.ports.iter().filter(|o| o.name == port.name && o.transport == port.transport);
-            offered.map(|offered| SocketAddr::new(endpoint.address, offered.port.get()))
-        })
-        .collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    addresses.into()
-}
-
-fn locality(endpoint: &Endpoint, here: &Location) -> Locality {
-    if !endpoint.node.is_empty() && endpoint.node == here.node {
-        Locality::Node
-    } else if !endpoint.zone.is_empty() && endpoint.zone == here.zone {
-        Locality::Zone
-    } else {
-        Locality::Cluster
+/// The families that a Service is served in, first choice first. One without ClusterIPs is reached by name only, at
+/// endpoints of any family.
+fn families(service: &Service) -> Vec<Family> {
+    match service.kind {
+        ServiceType::ExternalName => vec![],
+        ServiceType::Headless => Family::ALL.to_vec(),
+        ServiceType::ClusterIp | ServiceType::NodePort | ServiceType::LoadBalancer => {
+            let mut families: Vec<Family> = service.cluster_ips.iter().map(|address| Family::of(*address)).collect();
+            families.dedup();
+            families
+        }
     }
 }
 
@@ -285,8 +248,11 @@ fn named(compiled: &Compiled) -> Option<(String, Named)> {
     if service.kind == ServiceType::ExternalName {
         return Some((name, Named::Alias(service.external_name.as_str().into())));
     }
-    let tcp = compiled.ports.iter().flatten().filter(|target| target.transport == Transport::Tcp);
-    Some((name, Named::Service(tcp.cloned().collect())))
+    let tcp = compiled.ports.iter().filter_map(|targets| {
+        let usable = targets.iter().find(|target| target.any_endpoint).or(targets.first());
+        usable.filter(|target| target.transport == Transport::Tcp).cloned()
+    });
+    Some((name, Named::Service(tcp.collect())))
 }
 
 #[cfg(test)]

@@ -16,16 +16,18 @@ use api::{
         client::{Client, Received},
     },
     proto::discovery::{GoodbyeReason, WatchRequest, WatchResponse, discovery_service_client::DiscoveryServiceClient},
+    resource::Kind,
 };
 use runtime::{backoff::Backoff, drain, ready::Latch};
 use tokio::{
     sync::{mpsc, watch},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
     compile::Compiler,
+    programming::{Changes as Counted, Programming, Triggers},
     resources::{Dirty, Resources},
 };
 use crate::{
@@ -86,9 +88,28 @@ pub struct Control {
     compiler: Compiler,
     listeners: Listeners,
     workers: Workers,
+    programming: Programming,
+    /// Told of each round of programming.
+    rounds: Rounds,
     progress: watch::Sender<Progress>,
     counters: Arc<Counters>,
     first_commit: Option<Latch>,
+    /// Changes that began before are not ours to be late for (S20).
+    started: SystemTime,
+}
+
+/// Hears of rounds of programming, when they are over.
+pub type Rounds = Box<dyn Fn(&Round) + Send>;
+
+/// A round of programming.
+#[derive(Debug)]
+pub struct Round {
+    /// How long it took.
+    pub took: Duration,
+    /// Whether everything was compiled.
+    pub full: bool,
+    /// The trigger times of the changes that came into force.
+    pub triggers: Triggers,
 }
 
 /// Why a stream ended.
@@ -118,6 +139,7 @@ impl Control {
         client: Client,
         compiler: Compiler,
         workers: Workers,
+        (programming, rounds): (Programming, Rounds),
         first_commit: Latch,
     ) -> (Self, watch::Receiver<Progress>, Arc<Counters>) {
         let (progress, seen) = watch::channel(Progress::default());
@@ -130,9 +152,12 @@ impl Control {
             compiler,
             listeners: Listeners::default(),
             workers,
+            programming,
+            rounds,
             progress,
             counters: counters.clone(),
             first_commit: Some(first_commit),
+            started: SystemTime::now(),
         };
         (this, seen, counters)
     }
@@ -240,7 +265,10 @@ impl Control {
                     tracing::info!(replica = welcome.replica_id, "connected to the gateway");
                     continue;
                 }
-                Received::Staged(answer) => answer,
+                Received::Staged(answer) => {
+                    self.programming.queued();
+                    answer
+                }
                 Received::Commit(changes, _) => {
                     backoff.healthy();
                     self.commit(changes)
@@ -259,6 +287,8 @@ impl Control {
         self.counters.received.fetch_add(changes.set.len() as u64, Ordering::Relaxed);
         let mut rejections = Vec::new();
         if !empty {
+            self.programming.queued();
+            self.programming.received(counted(&changes));
             let (refused, dirty) = self.resources.apply(changes);
             for rejection in &refused {
                 tracing::warn!(resource = %rejection.key, "refused: {}", rejection.message);
@@ -281,10 +311,14 @@ impl Control {
     }
 
     fn publish(&mut self, dirty: &Dirty) {
+        let began = Instant::now();
         let table = Arc::new(self.compiler.compile(&self.resources, dirty));
         let steps = self.listeners.follow(&table, self.workers.count());
         self.workers.publish(&table, steps);
         self.show(table);
+        self.programming.updated();
+        let triggers = self.resources.take_triggers(self.started);
+        (self.rounds)(&Round { took: began.elapsed(), full: dirty.all, triggers });
     }
 
     /// Tries the addresses again that could not be opened.
@@ -312,4 +346,13 @@ impl Control {
 /// Whether a gateway does not let us in, which somebody has to look into.
 pub fn is_refusal(code: tonic::Code) -> bool {
     matches!(code, tonic::Code::Unauthenticated | tonic::Code::PermissionDenied)
+}
+
+/// How many Services and endpoints a commit changes.
+fn counted(changes: &Changes) -> Counted {
+    let of = |wanted: Kind| {
+        let set = changes.set.iter().filter(|changed| changed.key.kind == wanted).count();
+        (set + changes.removed.iter().filter(|key| key.kind == wanted).count()) as u64
+    };
+    Counted { services: of(Kind::Service), endpoints: of(Kind::Endpoint) }
 }

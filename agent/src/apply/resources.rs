@@ -4,16 +4,18 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
+    time::SystemTime,
 };
 
 use api::{
     delta::{Changes, Rejection},
     resource::{
         Key, Kind, Resource, certificate::Certificate, endpoint::Endpoint, name::NamespacedName, node::Node,
-        service::Service, settings::Settings, workload::Workload,
+        service::Service, settings::Settings, slice::Slice, workload::Workload,
     },
 };
 
+use super::programming::Triggers;
 use crate::table::Map;
 
 /// Everything the agent was told, parsed.
@@ -32,6 +34,9 @@ pub struct Resources {
     namespaces: BTreeSet<Box<str>>,
     /// Services that another proxy serves: they are answered for by DNS, and not served.
     foreign: BTreeMap<Box<str>, Arc<Service>>,
+    slices: HashMap<Box<str>, Slice>,
+    /// Trigger times of changes that are not in force.
+    triggers: Triggers,
 }
 
 /// What a change touched, so that the rest need not be compiled again.
@@ -108,6 +113,13 @@ impl Resources {
                 dirty.services.insert(service.name.clone());
                 self.foreign.insert(name, Arc::from(service));
             }
+            Resource::Slice(slice) => {
+                let changed = self.slices.get(&name).is_none_or(|before| before.content != slice.content);
+                if let Some(time) = slice.triggered.filter(|_| changed) {
+                    self.triggers.entry(slice.service.clone()).or_default().push(time);
+                }
+                self.slices.insert(name, slice);
+            }
         }
     }
 
@@ -141,6 +153,12 @@ impl Resources {
             Kind::ForeignService => {
                 if let Some(service) = self.foreign.remove(&key.name) {
                     dirty.services.insert(service.name.clone());
+                }
+            }
+            // The trigger time of a slice that is gone is that of an earlier change.
+            Kind::Slice => {
+                if let Some(slice) = self.slices.remove(&key.name) {
+                    self.triggers.remove(&slice.service);
                 }
             }
         }
@@ -213,6 +231,16 @@ impl Resources {
         &self.workloads
     }
 
+    /// The trigger times of all changes since the last call, as far as they are after `started` (S20).
+    pub fn take_triggers(&mut self, started: SystemTime) -> Triggers {
+        let mut triggers = std::mem::take(&mut self.triggers);
+        triggers.retain(|_, times| {
+            times.retain(|time| *time > started);
+            !times.is_empty()
+        });
+        triggers
+    }
+
     /// Resources held, by kind, for metrics.
     pub fn counts(&self) -> [(Kind, usize); Kind::ALL.len()] {
         [
@@ -224,6 +252,7 @@ impl Resources {
             (Kind::Workload, self.workloads.len()),
             (Kind::Namespace, self.namespaces.len()),
             (Kind::ForeignService, self.foreign.len()),
+            (Kind::Slice, self.slices.len()),
         ]
     }
 }

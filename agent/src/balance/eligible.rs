@@ -1,5 +1,7 @@
 //! Which endpoints this node may use (S4), from what the control plane says of all of them.
 
+use std::collections::BTreeSet;
+
 use api::resource::endpoint::Endpoint;
 
 use crate::table::Location;
@@ -15,8 +17,7 @@ pub fn cluster<'a>(endpoints: &[&'a Endpoint], here: &Location) -> Vec<&'a Endpo
 
 /// The endpoints that S4.3 gives for policy Local: local ready ones; if there are none, local draining ones.
 pub fn local<'a>(endpoints: &[&'a Endpoint], here: &Location) -> Vec<&'a Endpoint> {
-    let local: Vec<&Endpoint> =
-        endpoints.iter().copied().filter(|endpoint| !endpoint.node.is_empty() && endpoint.node == here.node).collect();
+    let local: Vec<&Endpoint> = endpoints.iter().copied().filter(|endpoint| is_local(endpoint, here)).collect();
     let ready: Vec<&Endpoint> = local.iter().copied().filter(|endpoint| endpoint.is_ready()).collect();
     if ready.is_empty() { draining(&local) } else { ready }
 }
@@ -24,6 +25,18 @@ pub fn local<'a>(endpoints: &[&'a Endpoint], here: &Location) -> Vec<&'a Endpoin
 /// Whether some endpoint anywhere is ready or draining (S4.6).
 pub fn any(endpoints: &[&Endpoint]) -> bool {
     endpoints.iter().any(|endpoint| endpoint.is_ready() || endpoint.is_draining())
+}
+
+/// Whether an endpoint is on this node (S3.8).
+pub fn is_local(endpoint: &Endpoint, here: &Location) -> bool {
+    !endpoint.node.is_empty() && endpoint.node == here.node
+}
+
+/// How many addresses of this node take new connections: what a health-check node port tells (S12.3).
+pub fn local_ready_addresses<'a>(endpoints: impl Iterator<Item = &'a Endpoint>, here: &Location) -> usize {
+    let ready = endpoints.filter(|endpoint| endpoint.is_ready() && is_local(endpoint, here));
+    let with_ports = ready.filter(|endpoint| !endpoint.ports.is_empty());
+    with_ports.map(|endpoint| endpoint.address).collect::<BTreeSet<_>>().len()
 }
 
 fn draining<'a>(endpoints: &[&'a Endpoint]) -> Vec<&'a Endpoint> {

@@ -1,6 +1,6 @@
 //! Walking the candidates of a connection or request: the choice first, then those that take over.
 
-use std::{cell::Cell, net::SocketAddr, sync::Arc};
+use std::{cell::Cell, net::SocketAddr, num::NonZeroU32, sync::Arc};
 
 use super::flow::FlowHash;
 use crate::table::{Backend, Balance, Candidates};
@@ -12,6 +12,41 @@ pub struct Load {
     pub active: u32,
     /// It failed lately; used only when nothing else is left.
     pub ejected: bool,
+}
+
+/// How full an endpoint may be, beside the others, for a client that is new to it (consistent hashing with bounded loads,
+/// Mirrokni et al. 2016).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadBound {
+    /// Per cent of the mean; `None` follows the ring strictly.
+    pub percent: Option<NonZeroU32>,
+}
+
+/// Connections of one worker to one endpoint that are never too many: below this, a share says nothing of the load.
+const ALWAYS_ROOM: u32 = 32;
+
+/// The first endpoint on the ring that is in order and not fuller than `bound` says. `None` if there is no ring, or no
+/// such endpoint.
+pub fn within<'a>(
+    candidates: &'a Candidates,
+    hash: FlowHash,
+    bound: LoadBound,
+    load: impl Fn(&Backend) -> Load,
+    tried: &[SocketAddr],
+) -> Option<&'a Arc<Backend>> {
+    let (ring, percent) = (candidates.ring.as_ref()?, bound.percent?);
+    let backends = &candidates.backends;
+    // Counted only once an endpoint is busy at all: it takes a look at every endpoint.
+    let mut most = None;
+    let limit = || {
+        let total: u64 = 1 + backends.iter().map(|backend| u64::from(load(backend).active)).sum::<u64>();
+        (total * u64::from(percent.get())).div_ceil(100 * backends.len() as u64)
+    };
+    ring.walk(hash).filter_map(|index| backends.get(index)).find(|backend| {
+        let Load { active, ejected } = load(backend);
+        let open = !ejected && !tried.contains(&backend.address);
+        open && (active < ALWAYS_ROOM || u64::from(active) < *most.get_or_insert_with(&limit))
+    })
 }
 
 /// Chooses the endpoint for the next attempt, leaving out those in `tried`. `hash` is used where the balance hashes.
@@ -96,7 +131,7 @@ mod tests {
         };
         let backends: Box<[_]> = (1..=count).map(backend).collect();
         let ring = Some(Ring::new(backends.iter().map(|backend| (&*backend.key, backend.weight))));
-        Candidates { backends, ring }
+        Candidates { backends, ring, ..Candidates::default() }
     }
 
     fn all() -> [Balance; 4] {
@@ -163,5 +198,29 @@ mod tests {
         let taken: Vec<_> = (0..6).filter_map(|_| next()).map(|backend| backend.address).collect();
         assert_eq!(taken[..3], taken[3..]);
         assert_eq!(taken.iter().collect::<std::collections::HashSet<_>>().len(), 3);
+    }
+
+    #[test]
+    fn a_full_endpoint_is_passed_over_by_new_clients_and_a_busy_one_is_not() {
+        let candidates = candidates(4);
+        let first = |busy: u32, percent: u32| {
+            let strict = pick(
+                &candidates,
+                &Balance::Hash(HashKey::Client),
+                FlowHash(7),
+                &Cell::new(0),
+                |_| Load::default(),
+                &[],
+            );
+            let strict = strict.expect("not empty").address;
+            let load =
+                |backend: &Backend| Load { active: if backend.address == strict { busy } else { 0 }, ejected: false };
+            let bound = LoadBound { percent: NonZeroU32::new(percent) };
+            within(&candidates, FlowHash(7), bound, load, &[]).map(|backend| backend.address == strict)
+        };
+        assert_eq!(first(31, 125), Some(true), "too few to mean anything");
+        assert_eq!(first(100, 125), Some(false));
+        assert_eq!(first(100, 10_000), Some(true));
+        assert_eq!(first(100, 0), None, "strict");
     }
 }

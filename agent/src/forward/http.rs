@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     alarm::Alarm,
-    balance::{flow::FlowHash, pick::pick},
+    balance::{choose::Client, flow::FlowHash},
     http1::{fields::Fields, framing::Framing, response::ResponseHead},
     local::{Local, Upstream},
     report::{
@@ -100,9 +100,7 @@ impl Session {
     /// What this client may be sent to.
     fn candidates<'a>(&self, table: &Table, target: &'a Target, kind: FrontendKind) -> Result<&'a Candidates, Outcome> {
         let client = self.downstream.client.ip();
-        // Only endpoints of a policy Local ask where the client is.
-        let inside = target.external_local && table.is_inside(client);
-        target.candidates(kind, client, inside)
+        target.verdict(kind, client, || table.client_kind(client)).candidates()
     }
 
     /// The same port of the same Service, by the table of this moment; `None` if it is gone or speaks something else.
@@ -162,9 +160,15 @@ pub async fn forward(
         Ok(candidates) => candidates,
         Err(outcome) => return Reply::own(account, outcome, grpc),
     };
-    let hash = flow_hash(&target.balance, &parts, client.address.ip());
+    let address = downstream.client.ip();
+    let hash = match target.affinity {
+        // Whatever headers say (S8.6).
+        Some(_) => FlowHash::of_client(address),
+        None => flow_hash(&target.balance, &parts, client.address.ip()),
+    };
+    let client = Client { address, hash };
     let exchange = Exchange { session, alarm, account, parts, target: target.clone(), grpc };
-    exchange.run(candidates, hash, authority, body, interim).await
+    exchange.run(candidates, client, authority, body, interim).await
 }
 
 /// The authority of a request. That of the target wins over Host (RFC 9112 section 3.2.2); both are the same afterwards.
@@ -206,7 +210,7 @@ impl Exchange<'_> {
     async fn run(
         mut self,
         candidates: &Candidates,
-        hash: FlowHash,
+        client: Client,
         authority: HeaderValue,
         mut body: RequestBody,
         mut interim: impl FnMut(&ResponseHead),
@@ -226,15 +230,14 @@ impl Exchange<'_> {
         let mut stale = 0;
         let mut newer: Option<(Arc<Target>, FrontendKind)> = None;
         while tried.len() < local.limits.attempts.max(1) {
-            let candidates = match &newer {
-                None => candidates,
+            let (target, candidates) = match &newer {
+                None => (&self.target, candidates),
                 Some((target, kind)) => match self.session.candidates(&local.table().0, target, *kind) {
-                    Ok(candidates) => candidates,
+                    Ok(candidates) => (target, candidates),
                     Err(_) => break,
                 },
             };
-            let load = |backend: &Backend| local.load(backend);
-            let Some(backend) = pick(candidates, &self.target.balance, hash, &local.turn, load, &tried) else { break };
+            let Some(backend) = local.choose(target, candidates, client, &tried) else { break };
             let upstream = local.upstream(backend.address);
             self.begin(backend, &upstream);
             let attempt = if http2 {

@@ -28,6 +28,14 @@ pub struct FlowKey {
     pub destination: SocketAddr,
 }
 
+/// Whether a flow to `endpoint` stays under a new table (S16.2): as long as its endpoint serves the port it was begun for,
+/// whatever policy, hints and termination say. One without an endpoint, which was refused, asks anew.
+pub fn stays(table: &Table, destination: SocketAddr, endpoint: Option<SocketAddr>) -> bool {
+    let target = table.frontend(destination, Transport::Udp).and_then(|frontend| frontend.target.as_ref());
+    let serves = |endpoint| target.is_some_and(|target| target.serving.binary_search(endpoint).is_ok());
+    endpoint.as_ref().is_some_and(serves)
+}
+
 /// The flows of one worker.
 #[derive(Default)]
 pub struct Flows {
@@ -81,11 +89,7 @@ impl Flows {
 
     /// Cuts the flows that a new table does not support any more (S16.2), so that the next datagram begins a new one.
     pub fn follow(&self, table: &Table) {
-        self.cut(|flow| {
-            let frontend = table.frontend(flow.key.destination, Transport::Udp);
-            let target = frontend.and_then(|frontend| frontend.target.as_ref());
-            target.is_some_and(|target| flow.is_served(&target.serving))
-        });
+        self.cut(|flow| stays(table, flow.key.destination, flow.endpoint()));
     }
 
     /// Cuts all flows of a destination.

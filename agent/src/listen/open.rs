@@ -110,6 +110,8 @@ impl Listeners {
 fn listens(frontend: &Frontend) -> bool {
     match &frontend.target {
         None => true,
+        // There is no way to end SCTP here (S17.3); the control plane reports the port.
+        Some(target) if target.transport == Transport::Sctp => false,
         Some(target) if target.transport == Transport::Udp => target.any_endpoint,
         Some(target) => target.any_endpoint || target.protocol.is_http(),
     }

@@ -168,7 +168,7 @@ async fn reach(
 
 fn candidates<'a>(local: &Local, target: &'a Target, downstream: &Downstream) -> Result<&'a Candidates, Outcome> {
     let client = downstream.client.ip();
-    target.candidates(downstream.frontend, client, local.table().0.is_inside(client))
+    target.verdict(downstream.frontend, client, || local.table().0.client_kind(client)).candidates()
 }
 
 fn open(

@@ -13,7 +13,7 @@ use api::resource::service::Transport;
 use tokio::net::UdpSocket;
 
 use crate::{
-    balance::{flow::FlowHash, pick::pick},
+    balance::{choose::Client, flow::FlowHash},
     forward::udp::{FlowKey, flow::Flow},
     local::Local,
     report::{
@@ -86,8 +86,8 @@ fn begin(local: &Rc<Local>, socket: &Rc<UdpSocket>, key: FlowKey) -> Option<Rc<F
     let mut record = local.reporter.connection(Arc::new(downstream), "udp");
     record.note(|record| record.target = Some(target.for_long()));
     let client = key.client.ip();
-    let candidates = target.candidates(frontend.kind, client, table.0.is_inside(client));
-    let (flow, record) = match candidates {
+    let verdict = target.verdict(frontend.kind, client, || table.0.client_kind(client));
+    let (flow, record) = match verdict.candidates() {
         Err(outcome) => {
             record.close(outcome);
             (Flow::refused(local, key), None)
@@ -114,11 +114,10 @@ fn open(
     key: FlowKey,
     record: &mut OpenConnection,
 ) -> Option<Flow> {
-    let hash = FlowHash::of_client(key.client.ip());
+    let client = Client { address: key.client.ip(), hash: FlowHash::of_client(key.client.ip()) };
     let mut tried = Vec::new();
     while tried.len() < local.limits.attempts {
-        let load = |backend: &_| local.load(backend);
-        let backend = pick(candidates, &target.balance, hash, &local.turn, load, &tried)?;
+        let backend = local.choose(target, candidates, client, &tried)?;
         let started = Instant::now();
         let flow = Flow::open(local, key, backend);
         record.note(|record| {

@@ -103,7 +103,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::table::{Balance, Candidates, Terminate};
+    use crate::table::{Balance, Candidates, Family, Terminate};
 
     fn port(service: &str, namespace: &str, port: u16, protocol: AppProtocol) -> Arc<Target> {
         Arc::new(Target {
@@ -111,17 +111,21 @@ mod tests {
             port_name: "".into(),
             port,
             transport: Transport::Tcp,
+            family: Family::Ipv4,
             protocol,
             tls: Terminate::No,
             balance: Balance::Random,
+            affinity: None,
             cluster: Candidates::default(),
             local: Candidates::default(),
             any_endpoint: false,
             serving: Box::default(),
+            external: false,
             internal_local: false,
             external_local: false,
             local_overflow: false,
             source_ranges: Box::default(),
+            own_sources: Box::default(),
         })
     }
 

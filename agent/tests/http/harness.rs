@@ -12,7 +12,7 @@ use std::{
 };
 
 use agent::{
-    balance::ring::Ring,
+    balance::{pick::LoadBound, pin::Pins, ring::Ring},
     listen::http::{self, HttpRoute},
     local::{Limits, Local},
     report::{
@@ -20,7 +20,9 @@ use agent::{
         record::{ClientSource, Downstream, Record, Reporter, RequestRecord, Shard},
         trace::{Sampling, TraceState},
     },
-    table::{Backend, Balance, Candidates, Destination, Frontend, FrontendKind, Locality, Table, Target, Terminate},
+    table::{
+        Backend, Balance, Candidates, Destination, Family, Frontend, FrontendKind, Locality, Table, Target, Terminate,
+    },
 };
 use api::resource::{
     name::NamespacedName,
@@ -57,6 +59,8 @@ pub fn limits() -> Limits {
         connections: 1024,
         flows: 1024,
         trusted_proxies: vec![],
+        affinity_clients: 1024,
+        load_bound: LoadBound { percent: None },
         drain_timeout: Duration::from_secs(30),
     }
 }
@@ -82,17 +86,21 @@ pub fn target(protocol: AppProtocol, endpoints: &[SocketAddr]) -> Target {
         port_name: "".into(),
         port: 80,
         transport: Transport::Tcp,
+        family: Family::Ipv4,
         protocol,
         tls: Terminate::No,
         balance: Balance::RoundRobin,
+        affinity: None,
         any_endpoint: !backends.is_empty(),
-        cluster: Candidates { backends, ring: Some(ring) },
+        cluster: Candidates { backends, ring: Some(ring), ..Candidates::default() },
         local: Candidates::default(),
         serving: endpoints.into(),
+        external: true,
         internal_local: false,
         external_local: false,
         local_overflow: false,
         source_ranges: Box::default(),
+        own_sources: Box::default(),
     }
 }
 
@@ -123,7 +131,8 @@ impl Proxy {
         let address = listener.local_addr().expect("bound");
         let (queue, records) = sync_channel(1 << 16);
         let reporter = Rc::new(Reporter::new(queue, Arc::new(Shard::default()), TraceState::new(Sampling::OFF)));
-        let local = Rc::new(Local::new(Arc::new(limits), reporter, table(address, make(address))));
+        let pins = Arc::new(Pins::new(limits.affinity_clients, Instant::now()));
+        let local = Rc::new(Local::new(Arc::new(limits), pins, reporter, table(address, make(address))));
         let ended: Rc<Cell<usize>> = Rc::default();
         spawn_local({
             let (local, ended) = (local.clone(), ended.clone());

@@ -8,18 +8,20 @@ use std::{
         Arc,
         mpsc::{Receiver, sync_channel},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use agent::{
-    balance::ring::Ring,
+    balance::{pick::LoadBound, pin::Pins, ring::Ring},
     listen,
     local::{Limits, Local},
     report::{
         record::{ConnectionRecord, Record, Reporter, Shard},
         trace::{Sampling, TraceState},
     },
-    table::{Backend, Balance, Candidates, Destination, Frontend, FrontendKind, Locality, Table, Target, Terminate},
+    table::{
+        Backend, Balance, Candidates, Destination, Family, Frontend, FrontendKind, Locality, Table, Target, Terminate,
+    },
 };
 use api::resource::{
     name::NamespacedName,
@@ -72,6 +74,8 @@ pub fn limits() -> Limits {
         connections: 1024,
         flows: 1024,
         trusted_proxies: vec![],
+        affinity_clients: 1024,
+        load_bound: LoadBound { percent: None },
         drain_timeout: Duration::from_secs(30),
     }
 }
@@ -85,17 +89,21 @@ pub fn target(transport: Transport, backends: &[SocketAddr]) -> Target {
         port_name: "".into(),
         port: 80,
         transport,
+        family: Family::Ipv4,
         protocol: AppProtocol::Opaque,
         tls: Terminate::No,
         balance: Balance::RoundRobin,
+        affinity: None,
         cluster: candidates(backends),
         local: Candidates::default(),
         any_endpoint: true,
         serving: serving.into(),
+        external: true,
         internal_local: false,
         external_local: false,
         local_overflow: false,
         source_ranges: Box::default(),
+        own_sources: Box::default(),
     }
 }
 
@@ -114,7 +122,7 @@ pub fn candidates(backends: &[SocketAddr]) -> Candidates {
     };
     let backends: Box<[Arc<Backend>]> = backends.iter().map(backend).collect();
     let ring = Ring::new(backends.iter().map(|backend| (&*backend.key, backend.weight)));
-    Candidates { backends, ring: Some(ring) }
+    Candidates { backends, ring: Some(ring), ..Candidates::default() }
 }
 
 pub fn table(destination: SocketAddr, target: Target) -> Arc<Table> {
@@ -133,7 +141,8 @@ impl Worker {
     pub async fn start(limits: Limits, target: Target) -> Self {
         let (queue, records) = sync_channel(1 << 16);
         let reporter = Rc::new(Reporter::new(queue, Arc::new(Shard::default()), TraceState::new(Sampling::OFF)));
-        let local = Rc::new(Local::new(Arc::new(limits), reporter, Arc::default()));
+        let pins = Arc::new(Pins::new(limits.affinity_clients, Instant::now()));
+        let local = Rc::new(Local::new(Arc::new(limits), pins, reporter, Arc::default()));
         let (listener, closed) = oneshot::channel::<()>();
         let closed = async {
             // An error is the message: the sender was dropped.

@@ -13,7 +13,7 @@ use agent::{
         record::{Attempt, ClientSource, ConnectionRecord, Downstream, RequestRecord},
         trace::SpanContext,
     },
-    table::{Backend, Balance, Candidates, FrontendKind, HashKey, Locality, Target, Terminate},
+    table::{Backend, Balance, Candidates, Family, FrontendKind, HashKey, Locality, Target, Terminate},
 };
 use api::resource::{
     name::NamespacedName,
@@ -49,17 +49,21 @@ pub fn target(name: &str, balance: Balance) -> Arc<Target> {
         port_name: "http".into(),
         port: 80,
         transport: Transport::Tcp,
+        family: Family::Ipv4,
         protocol: AppProtocol::Http,
         tls: Terminate::No,
         balance,
+        affinity: None,
         cluster: Candidates::default(),
         local: Candidates::default(),
         any_endpoint: true,
         serving: Box::default(),
+        external: true,
         internal_local: false,
         external_local: false,
         local_overflow: false,
         source_ranges: Box::default(),
+        own_sources: Box::default(),
     })
 }
 

@@ -30,6 +30,13 @@ pub struct Node {
 
 // === impl Node ===
 
+impl Node {
+    /// Whether external load balancers may send traffic to it (S14.1). Whether it is healthy is for health checks to say.
+    pub fn takes_external_traffic(&self) -> bool {
+        !self.leaving && !self.excluded_from_load_balancers
+    }
+}
+
 impl TryFrom<wire::Node> for Node {
     type Error = Invalid;
 

@@ -133,7 +133,12 @@ impl Known {
             Kind::Endpoint => {
                 self.endpoints.values().flat_map(|places| places.keys().map(ToString::to_string)).collect()
             }
-            Kind::Settings | Kind::Certificate | Kind::Workload | Kind::Namespace | Kind::ForeignService => Vec::new(),
+            Kind::Settings
+            | Kind::Certificate
+            | Kind::Workload
+            | Kind::Namespace
+            | Kind::ForeignService
+            | Kind::Slice => Vec::new(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What changed in the world, as changes of resources and of problems. The only caller of the other files here.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -9,7 +9,7 @@ use api::resource::{Key, Kind, Resource, name::NamespacedName, namespace::Namesp
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use super::{
-    endpoint, node, service, workload,
+    endpoint, node, service, slice, workload,
     world::{Dirty, Synced, World, is_foreign},
 };
 use crate::{
@@ -23,6 +23,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Derive {
     endpoints: HashMap<NamespacedName, BTreeSet<Box<str>>>,
+    /// The slices that were published for each Service, as they were.
+    slices: HashMap<NamespacedName, BTreeMap<Arc<str>, Arc<EndpointSlice>>>,
     started: bool,
 }
 
@@ -69,6 +71,7 @@ impl Derive {
         }
         for name in &dirty.endpoints {
             self.endpoint_changes(world, name, &mut derived);
+            self.slice_changes(world, name, &mut derived);
         }
         for name in &dirty.certificates {
             let used = world.secret_users.contains_key(name);
@@ -100,6 +103,25 @@ impl Derive {
         }
         if !now.is_empty() {
             self.endpoints.insert(name.clone(), now);
+        }
+    }
+
+    fn slice_changes(&mut self, world: &World, name: &NamespacedName, derived: &mut Derived) {
+        let mut before = self.slices.remove(name).unwrap_or_default();
+        let now: BTreeMap<_, _> =
+            usable_slices(world, name).map(|(slice, object)| (slice.clone(), object.clone())).collect();
+        for (slice, object) in &now {
+            let known = before.remove(slice);
+            // Hashing a slice of a hundred endpoints costs more than to see that it is the same object.
+            if !known.is_some_and(|known| Arc::ptr_eq(&known, object)) {
+                derived.changes.push(Change::Set(Resource::Slice(slice::derive(name, slice, object))));
+            }
+        }
+        for gone in before.keys() {
+            derived.changes.push(Change::Remove(Key::new(Kind::Slice, format!("{name}/{gone}"))));
+        }
+        if !now.is_empty() {
+            self.slices.insert(name.clone(), now);
         }
     }
 }
@@ -135,18 +157,24 @@ fn service_changes(world: &World, name: &NamespacedName, derived: &mut Derived) 
 
 /// The endpoints of a Service that is ours, and of any headless one: no proxy serves those, and DNS answers for all.
 fn endpoints(world: &World, name: &NamespacedName) -> Vec<api::resource::endpoint::Endpoint> {
-    let Some(object) = world.services.get(name) else { return vec![] };
-    let kind = service::kind(object);
-    let ours = world.config.ownership.takes(&object.metadata.labels);
-    if kind == ServiceType::ExternalName || (kind != ServiceType::Headless && !ours) {
-        return vec![];
-    }
-    let slices = world.slices.get(name).into_iter().flat_map(|slices| slices.values());
+    endpoint::derive(name, usable_slices(world, name).map(|(_, slice)| slice), world.config.reach)
+}
+
+/// The slices that a Service is served from, by name.
+fn usable_slices<'a>(
+    world: &'a World,
+    name: &NamespacedName,
+) -> impl Iterator<Item = (&'a Arc<str>, &'a Arc<EndpointSlice>)> {
+    let served = world.services.get(name).and_then(|object| {
+        let kind = service::kind(object);
+        let ours = world.config.ownership.takes(&object.metadata.labels);
+        (kind == ServiceType::Headless || (ours && kind != ServiceType::ExternalName)).then_some(kind)
+    });
+    let slices = served.and_then(|_| world.slices.get(name)).into_iter().flatten();
     // Slices of a headless Service are for DNS only (S1.3), and must not serve it once it has a ClusterIP.
     let for_dns =
-        |slice: &Arc<EndpointSlice>| slice.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(HEADLESS));
-    let usable = slices.filter(|slice| kind == ServiceType::Headless || !(for_dns(slice) || is_foreign(slice)));
-    endpoint::derive(name, usable, world.config.reach)
+        |slice: &EndpointSlice| slice.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(HEADLESS));
+    slices.filter(move |(_, slice)| served == Some(ServiceType::Headless) || !(for_dns(slice) || is_foreign(slice)))
 }
 
 #[cfg(test)]

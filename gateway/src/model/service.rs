@@ -124,13 +124,33 @@ pub fn kind(object: &v1::Service) -> ServiceType {
     }
 }
 
-/// The ClusterIP of each family that the Service names, else of whichever family it has one (S2.2).
+/// The ClusterIP of each family: those listed belong to the families listed, place by place; without families it is the
+/// one ClusterIP, of whichever family (S2.2).
 fn cluster_ips(spec: &ServiceSpec) -> Vec<IpAddr> {
     let parse = |address: &String| address.parse::<IpAddr>().ok();
-    let listed: Vec<IpAddr> = spec.cluster_ips.iter().flatten().filter_map(parse).collect();
-    let listed = if listed.is_empty() { spec.cluster_ip.iter().filter_map(parse).collect() } else { listed };
-    let families: Vec<bool> = spec.ip_families.iter().flatten().map(|family| family == "IPv4").collect();
-    listed.into_iter().filter(|address| families.is_empty() || families.contains(&address.is_ipv4())).collect()
+    let families: Vec<&String> = spec.ip_families.iter().flatten().collect();
+    let listed: Vec<&String> = spec.cluster_ips.iter().flatten().collect();
+    if families.is_empty() || listed.is_empty() {
+        let of_family = |address: &IpAddr| families.is_empty() || is_of(families[0], *address);
+        return spec
+            .cluster_ip
+            .iter()
+            .chain(listed.first().copied())
+            .find_map(parse)
+            .filter(of_family)
+            .into_iter()
+            .collect();
+    }
+    let pairs = families.into_iter().zip(listed);
+    pairs.filter_map(|(family, address)| parse(address).filter(|address| is_of(family, *address))).collect()
+}
+
+fn is_of(family: &str, address: IpAddr) -> bool {
+    match family {
+        "IPv4" => address.is_ipv4(),
+        "IPv6" => address.is_ipv6(),
+        _ => false,
+    }
 }
 
 fn external_ips(spec: &ServiceSpec, policy: &Policy, report: &mut dyn FnMut(Problem)) -> Vec<IpAddr> {

@@ -20,6 +20,9 @@ pub const ANNOTATION_PREFIX: &str = "portico.dev/";
 /// Finalizer of Services of type LoadBalancer, until what belongs to their address is cleaned up (S11.2).
 pub const LOAD_BALANCER_CLEANUP: &str = "service.kubernetes.io/load-balancer-cleanup";
 
+/// Where the slice controller says when the change of a Pod or Service began that it writes down (S20).
+pub const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
 /// A kind of input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(missing_docs)]
@@ -285,7 +288,7 @@ fn trim_metadata(metadata: &mut ObjectMeta) {
     // Two writes that differ in nothing else are no change (S3.11), so the version must not take part in comparisons.
     metadata.resource_version = None;
     if let Some(annotations) = &mut metadata.annotations {
-        annotations.retain(|name, _| name.starts_with(ANNOTATION_PREFIX));
+        annotations.retain(|name, _| name.starts_with(ANNOTATION_PREFIX) || name == TRIGGER_TIME);
     }
 }
 

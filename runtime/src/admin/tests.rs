@@ -1,9 +1,12 @@
 //! The admin port over a real socket, and its timeouts over a pipe with a clock that stands still.
 
 use super::*;
+use crate::port::{AGE_GRACE, HEADER_TIMEOUT, MAX_AGE, MAX_CONNECTIONS, connection};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::pin;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 struct Server {
@@ -108,7 +111,7 @@ fn pipe(peer: &str) -> (DuplexStream, tokio::task::JoinHandle<()>) {
     let admin = Admin::new(Readiness::new(), prometheus::Registry::new()).debug("table", || "rows".into());
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
     let watch = drain::channel().1;
-    let task = tokio::spawn(connection(theirs, peer.parse().unwrap(), Arc::new(admin), watch));
+    let task = tokio::spawn(connection(theirs, peer.parse().unwrap(), Arc::new(respond(admin, watch))));
     (ours, task)
 }
 

@@ -1,21 +1,30 @@
 //! Resources in, table out.
 
+use std::time::Duration;
+
 use api::{
     delta::{Changed, Changes, version::Version},
     resource::{
         Key, Kind, Resource,
-        endpoint::EndpointPort,
+        endpoint::{Endpoint, EndpointPort},
         node::Node,
-        service::{ClientAddress, TrafficPolicy},
+        service::{Balancing, ClientAddress, TrafficPolicy},
     },
 };
 use proptest::prelude::*;
 
-use super::*;
-use crate::report::outcome::Outcome;
+use super::{target::balance, *};
+use crate::{
+    report::outcome::Outcome,
+    table::{Balance, Candidates, HashKey, verdict::ClientKind},
+};
 
 fn compiler() -> Compiler {
-    let here = Here { node: "node-a".to_owned(), node_port_addresses: vec![], http_port: NonZeroU16::new(8080) };
+    let here = Here {
+        node: "node-a".to_owned(),
+        node_port_addresses: NodePortAddresses::All,
+        http_port: NonZeroU16::new(8080),
+    };
     Compiler::new(here, TlsContext::new().expect("the system has randomness"))
 }
 
@@ -153,7 +162,8 @@ fn verdicts_follow_policy_and_source() {
     let frontend = table.frontend(([127, 0, 1, 1], 30_001).into(), Transport::Tcp).expect("a frontend");
     let target = frontend.target.as_ref().expect("a target");
     let check = |kind, client: [u8; 4], inside| {
-        target.candidates(kind, client.into(), inside).map(|candidates| candidates.backends.len())
+        let from = || if inside { ClientKind::Pod } else { ClientKind::External };
+        target.verdict(kind, client.into(), from).candidates().map(|candidates| candidates.backends.len())
     };
     assert_eq!(check(FrontendKind::NodePort, [192, 0, 2, 1], false), Err(Outcome::NoLocalEndpoints));
     assert_eq!(check(FrontendKind::NodePort, [192, 0, 2, 1], true), Ok(1), "short circuit (S5.3)");

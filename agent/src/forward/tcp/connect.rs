@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Instant};
 use tokio::net::TcpStream;
 
 use crate::{
-    balance::{flow::FlowHash, pick::pick},
+    balance::{choose::Client, flow::FlowHash},
     forward::socket::dial,
     local::{Busy, Local},
     report::{
@@ -27,12 +27,11 @@ pub async fn connect(
     client: IpAddr,
     record: &mut OpenConnection,
 ) -> Result<(TcpStream, Busy), Outcome> {
-    let hash = FlowHash::of_client(client);
+    let client = Client { address: client, hash: FlowHash::of_client(client) };
     let mut tried = Vec::new();
     let mut failure = Outcome::NoEndpoints;
     while tried.len() < local.limits.attempts {
-        let load = |backend: &_| local.load(backend);
-        let Some(backend) = pick(candidates, &target.balance, hash, &local.turn, load, &tried) else { break };
+        let Some(backend) = local.choose(target, candidates, client, &tried) else { break };
         let upstream = local.upstream(backend.address);
         let busy = upstream.busy();
         let started = Instant::now();

@@ -80,9 +80,9 @@ impl Flow {
         !self.replied.get() && self.end.get().is_none()
     }
 
-    /// Whether its endpoint is among `serving`, which is sorted.
-    pub fn is_served(&self, serving: &[SocketAddr]) -> bool {
-        self.way.as_ref().is_some_and(|way| serving.binary_search(&way.backend.address).is_ok())
+    /// Where its datagrams go, unless it was refused.
+    pub fn endpoint(&self) -> Option<SocketAddr> {
+        self.way.as_ref().map(|way| way.backend.address)
     }
 
     /// Ends the flow, because there are too many.
