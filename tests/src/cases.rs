@@ -14,9 +14,10 @@ use serde_json::Value;
 
 pub mod dns;
 pub mod ipam;
+pub mod services;
 
 /// Every suite there is.
-pub const SUITES: [Suite; 2] = [dns::SUITE, ipam::SUITE];
+pub const SUITES: [Suite; 3] = [dns::SUITE, ipam::SUITE, services::SUITE];
 
 /// What the documents of one directory mean.
 #[derive(Clone, Copy, Debug)]

@@ -9,7 +9,7 @@ use std::{
 
 use agent::{
     apply::{
-        compile::{Compiler, Here},
+        compile::{Compiler, Here, NodePortAddresses},
         resources::Resources,
     },
     dns::answer::{Answer, Answered, Known, PodNames, answer},
@@ -204,7 +204,7 @@ fn table(fixture: &Fixture) -> Result<Table, String> {
     if let Some(rejection) = rejections.first() {
         return Err(format!("{}: {}", rejection.key, rejection.message));
     }
-    let here = Here { node: "node".to_owned(), node_port_addresses: vec![], http_port: None };
+    let here = Here { node: "node".to_owned(), node_port_addresses: NodePortAddresses::All, http_port: None };
     let tls = TlsContext::new().map_err(|error| error.to_string())?;
     Ok(Compiler::new(here, tls).compile(&resources, &dirty))
 }
