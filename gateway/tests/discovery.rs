@@ -59,11 +59,11 @@ async fn files_become_resources_and_edits_become_small_commits() {
 
     write(directory.path(), "pods.yaml", &(pod("a", "127.10.0.1", true) + &pod("b", "127.10.0.2", false)));
     agent.until(&mut stream, |agent| is_ready(agent, "default/web/ipv4/127.10.0.2") == Some(false)).await;
-    assert_eq!(agent.last, (1, 0), "one Pod changes one resource");
+    assert_eq!(agent.last, (2, 0), "one Pod changes its endpoint and the time of its slice");
 
     write(directory.path(), "pods.yaml", &pod("a", "127.10.0.1", true));
     agent.until(&mut stream, |agent| agent.names(Kind::Endpoint).len() == 1).await;
-    assert_eq!(agent.last, (0, 2), "its endpoint and its workload");
+    assert_eq!(agent.last, (1, 2), "its slice; its endpoint and its workload");
 
     fs::remove_file(directory.path().join("web.yaml")).expect("removes");
     agent.until(&mut stream, |agent| agent.names(Kind::Service).is_empty()).await;

@@ -120,6 +120,15 @@ pub fn assign(
         }
         outcomes.insert(claim.owner.clone(), outcome);
     }
+    // Others may have come to share an address since it was refused. Who has it is told as it is in the end, so that the
+    // same state is told in the same words.
+    for claim in claims {
+        if let Some(Err(Refusal::Taken(address, owner))) = outcomes.get_mut(&claim.owner)
+            && let Some(first) = state.taken_by(*address, claim)
+        {
+            *owner = first.clone();
+        }
+    }
     outcomes
 }
 
