@@ -21,7 +21,7 @@ use crate::{
         serve::{self, Probes},
     },
     report::export::{self, NodeIdentity},
-    status::{self, Identity},
+    status::{self, Identity, Subject},
     table::certificate::TlsContext,
     worker::Workers,
 };
@@ -112,7 +112,9 @@ async fn run_beside(
             Ok(())
         });
     }
-    let report = status::report_to_all(gateways, identity.clone(), progress.clone(), drain.clone());
+    let (port_faults, health_ports) = watch::channel(Vec::new());
+    let subject = Subject { progress: progress.clone(), health_ports, drain: drain.clone() };
+    let report = status::report_to_all(gateways, identity.clone(), subject);
     tasks.spawn(async move {
         report.await;
         Ok(())
@@ -128,7 +130,7 @@ async fn run_beside(
         });
     }
     tasks.spawn(async move {
-        serve::services(probes).await;
+        serve::services(probes, port_faults).await;
         Ok(())
     });
     let admin = admin(readiness, telemetry, progress.clone());

@@ -26,6 +26,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     apply::control::{Progress, is_refusal},
     gateways::{self, Access, Gateways},
+    health::serve::{PortFault, UNHEALTHY_PORT},
     table::FrontendKind,
 };
 
@@ -39,6 +40,17 @@ pub struct Identity {
     pub node: String,
     /// New at each start of the agent.
     pub instance: String,
+}
+
+/// What there is to report. Clones see the same.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// What the control loop has brought about.
+    pub progress: watch::Receiver<Progress>,
+    /// The health-check node ports that cannot be opened.
+    pub health_ports: watch::Receiver<Vec<PortFault>>,
+    /// Whether the agent is ending.
+    pub drain: drain::Watch,
 }
 
 /// Facts that the verdict on this agent depends on.
@@ -63,12 +75,7 @@ enum Ended {
 }
 
 /// Reports to every replica there is, until it is dropped.
-pub async fn report_to_all(
-    gateways: Gateways,
-    identity: Identity,
-    progress: watch::Receiver<Progress>,
-    drain: drain::Watch,
-) {
+pub async fn report_to_all(gateways: Gateways, identity: Identity, subject: Subject) {
     let mut replicas = gateways.replicas.clone();
     let mut reports = HashMap::<String, AbortOnDropHandle<()>>::new();
     loop {
@@ -76,7 +83,7 @@ pub async fn report_to_all(
         reports.retain(|url, _| urls.contains(url));
         for url in urls {
             reports.entry(url.clone()).or_insert_with(|| {
-                let report = report(url, gateways.access.clone(), identity.clone(), progress.clone(), drain.clone());
+                let report = report(url, gateways.access.clone(), identity.clone(), subject.clone());
                 AbortOnDropHandle::new(tokio::spawn(report))
             });
         }
@@ -88,17 +95,11 @@ pub async fn report_to_all(
 }
 
 /// Reports to one replica.
-async fn report(
-    gateway: String,
-    access: Access,
-    identity: Identity,
-    mut progress: watch::Receiver<Progress>,
-    drain: drain::Watch,
-) {
+async fn report(gateway: String, access: Access, identity: Identity, mut subject: Subject) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10), Duration::from_secs(10));
     let mut said = String::new();
     loop {
-        let Err(ended) = stream(&gateway, &access, &identity, &mut progress, drain.clone(), &mut backoff).await;
+        let Err(ended) = stream(&gateway, &access, &identity, &mut subject, &mut backoff).await;
         // The discovery stream tells most of this of its own replica; of the others only the log here does.
         let reason = gateways::line(&ended).to_string();
         if reason != said && matches!(&ended, Ended::Status(status) if is_refusal(status.code())) {
@@ -116,14 +117,13 @@ async fn stream(
     gateway: &str,
     access: &Access,
     identity: &Identity,
-    progress: &mut watch::Receiver<Progress>,
-    mut drain: drain::Watch,
+    subject: &mut Subject,
     backoff: &mut Backoff,
 ) -> Result<Infallible, Ended> {
     let link = access.connect(gateway).await?;
     let (outbox, requests) = mpsc::channel(4);
     let mut sequence = 1;
-    let mut said = facts(&progress.borrow_and_update(), drain.is_draining(), None);
+    let mut said = subject.facts(None);
     outbox.send(message(sequence, Some(&said), identity)).await.map_err(|_| Ended::Closed)?;
     let mut service = NodeStatusServiceClient::new(link.channel.clone());
     let opened = service.report_node_status(link.request(ReceiverStream::new(requests))).await;
@@ -132,7 +132,7 @@ async fn stream(
     let mut renew = Instant::now() + interval;
     let mut changes = true;
     loop {
-        let was_draining = drain.is_draining();
+        let was_draining = subject.drain.is_draining();
         tokio::select! {
             response = inbox.message() => {
                 let response = response.map_err(Box::new)?.ok_or(Ended::Closed)?;
@@ -145,11 +145,13 @@ async fn stream(
             }
             // Nothing changes any more once the control loop has ended, which is when draining begins: that is to be said,
             // and the lease to be renewed until the last connection has ended.
-            changed = progress.changed(), if changes => changes = changed.is_ok(),
-            () = drain.started(), if !was_draining => {}
+            changed = subject.progress.changed(), if changes => changes = changed.is_ok(),
+            // Health-check ports are open, and tried again, until the agent ends.
+            Ok(()) = subject.health_ports.changed() => {}
+            () = subject.drain.started(), if !was_draining => {}
             () = tokio::time::sleep_until(renew) => {}
         }
-        let now = facts(&progress.borrow_and_update(), drain.is_draining(), Some(&said));
+        let now = subject.facts(Some(&said));
         sequence += 1;
         // Whatever changed is said at once; otherwise the lease is renewed, which costs a few bytes.
         let status = (now != said || sequence % 12 == 0).then_some(&now);
@@ -159,24 +161,38 @@ async fn stream(
     }
 }
 
-fn facts(progress: &Progress, draining: bool, before: Option<&Facts>) -> Facts {
-    let state = match (draining, progress.applied) {
-        (true, _) => NodeServingState::Draining,
-        (false, None) => NodeServingState::Starting,
-        (false, Some(_)) => NodeServingState::Serving,
-    };
-    let since = before.filter(|before| before.state == state).map_or_else(SystemTime::now, |before| before.since);
-    let faults = progress.faults.iter().filter(|(_, fault)| fault.kind == FrontendKind::NodePort);
-    let faults = faults.filter_map(|(destination, fault)| {
-        Some(ServiceFault {
-            service: fault.service.as_ref()?.to_string(),
-            node_port: destination.address.port().into(),
-            reason: fault.reason.to_owned(),
+// === impl Subject ===
+
+impl Subject {
+    fn facts(&mut self, before: Option<&Facts>) -> Facts {
+        let progress = self.progress.borrow_and_update();
+        let state = match (self.drain.is_draining(), progress.applied) {
+            (true, _) => NodeServingState::Draining,
+            (false, None) => NodeServingState::Starting,
+            (false, Some(_)) => NodeServingState::Serving,
+        };
+        let since = before.filter(|before| before.state == state).map_or_else(SystemTime::now, |before| before.since);
+        let node_ports = progress.faults.iter().filter(|(_, fault)| fault.kind == FrontendKind::NodePort);
+        let node_ports = node_ports.filter_map(|(destination, fault)| {
+            Some(ServiceFault {
+                service: fault.service.as_ref()?.to_string(),
+                node_port: destination.address.port().into(),
+                reason: fault.reason.to_owned(),
+                fault_since: Some(fault.since.into()),
+                message: fault.message.clone(),
+            })
+        });
+        let health_ports = self.health_ports.borrow_and_update();
+        let health_ports = health_ports.iter().map(|fault| ServiceFault {
+            service: fault.service.to_string(),
+            node_port: fault.address.port().into(),
+            reason: UNHEALTHY_PORT.to_owned(),
             fault_since: Some(fault.since.into()),
             message: fault.message.clone(),
-        })
-    });
-    Facts { state, since, digests: progress.digests, listeners: progress.listeners, faults: faults.collect() }
+        });
+        let faults = node_ports.chain(health_ports).collect();
+        Facts { state, since, digests: progress.digests, listeners: progress.listeners, faults }
+    }
 }
 
 fn message(sequence: u64, facts: Option<&Facts>, identity: &Identity) -> ReportNodeStatusRequest {

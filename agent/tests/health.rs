@@ -14,7 +14,7 @@ use agent::{
     },
     health::{
         metrics::{self, Metrics},
-        serve::{self, Probes},
+        serve::{self, PortFault, Probes},
     },
     table::{HealthCheck, Table},
 };
@@ -39,6 +39,7 @@ struct Agent {
     progress: watch::Sender<Progress>,
     trigger: drain::Trigger,
     healthz: SocketAddr,
+    health_ports: watch::Receiver<Vec<PortFault>>,
     _serving: JoinSet<()>,
 }
 
@@ -57,8 +58,9 @@ impl Agent {
         let healthz = listener.local_addr().expect("it is bound");
         let mut serving = JoinSet::new();
         serving.spawn(serve::proxy(listener, probes.clone()));
-        serving.spawn(serve::services(probes));
-        Self { component, programming, metrics, progress, trigger, healthz, _serving: serving }
+        let (faults, health_ports) = watch::channel(Vec::new());
+        serving.spawn(serve::services(probes, faults));
+        Self { component, programming, metrics, progress, trigger, healthz, health_ports, _serving: serving }
     }
 
     /// A table with these health-check node ports, at 127.0.0.1.
@@ -141,15 +143,19 @@ async fn a_health_check_node_port_lives_as_long_as_its_service() {
 
 #[tokio::test]
 async fn a_port_that_is_taken_is_opened_once_it_is_free() {
-    let agent = Agent::start().await;
+    let mut agent = Agent::start().await;
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
     let address = taken.local_addr().expect("it is bound");
     let other = free_port().await;
     let port = NonZeroU16::new(address.port()).expect("not zero");
     agent.serve(&[("web", port, 1), ("api", other, 1)]);
     eventually((Ipv4Addr::LOCALHOST, other.get()).into(), Some(200)).await;
+    let told = agent.health_ports.wait_for(|faults| !faults.is_empty()).await.expect("it runs").clone();
+    let told: Vec<_> = told.iter().map(|fault| (fault.service.to_string(), fault.address)).collect();
+    assert_eq!(told, [("shop/web".to_owned(), address)]);
     drop(taken);
     eventually(address, Some(200)).await;
+    agent.health_ports.wait_for(Vec::is_empty).await.expect("it runs");
 }
 
 #[tokio::test]

@@ -17,7 +17,11 @@ use runtime::{
     ready::Readiness,
     telemetry::Component,
 };
-use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch as channel},
+    task::JoinSet,
+};
 use tonic::transport::server::{Router, TcpIncoming};
 use tonic_reflection::server as reflection;
 
@@ -28,7 +32,7 @@ use crate::{
     config::{Config, SourceConfig},
     control::{Addresses, Control},
     grpc_health::GrpcHealth,
-    health::{self, Health},
+    health::{self, Health, report::Reports},
     identity::roster::Roster,
     inspect::{Inspect, Sources},
     ipam::load_balancer::{pool::Pool, request::Classes},
@@ -124,18 +128,19 @@ pub async fn start(config: Config, telemetry: &Component, drain: drain::Watch) -
     let source = source(&config).await?;
     let mut door = discovery::Door::new(config.identity.clone(), source.client(), &meter, &readiness);
     let replica_id: Arc<str> = format!("{:016x}", process_seed()).into();
-    let (control, writing) = match &source {
-        Source::Manifest(_) => (control, None),
-        Source::Kube(cluster) => {
-            let (control, writing) = writing(&config, cluster, control, catalog.clone(), &replica_id);
-            metrics::observe_leadership(&meter, writing.leadership.clone());
-            (control, Some(writing))
-        }
-    };
     let lease = config.cluster.node_lease;
     let judged = health::Config { lease, replica_id: replica_id.clone() };
     let (health, judge) = Health::new(judged, store.clone(), drain.clone());
     health.observe(&meter);
+    let (control, writing) = match &source {
+        Source::Manifest(_) => (control, None),
+        Source::Kube(cluster) => {
+            let (control, writing) =
+                writing(&config, cluster, control, (catalog.clone(), health.reports.clone()), &replica_id);
+            metrics::observe_leadership(&meter, writing.leadership.clone());
+            (control, Some(writing))
+        }
+    };
 
     let mut running = Running {
         discovery: local(&discovery, config.discovery_listen),
@@ -207,7 +212,7 @@ fn writing(
     config: &Config,
     cluster: &kube::Source,
     control: Control,
-    catalog: tokio::sync::watch::Receiver<Catalog>,
+    (catalog, reports): (channel::Receiver<Catalog>, Arc<Reports>),
     replica_id: &str,
 ) -> (Control, Writing) {
     let client = cluster.writing();
@@ -227,7 +232,7 @@ fn writing(
     let pool = pool.map(|networks| Pool::of_networks(crate::DEFAULT_POOL, networks));
     let (addresses, desired) = Addresses::new(classes.clone(), pool, leadership.clone());
     let writer = Writer::new(client.clone(), classes, leadership.clone(), desired);
-    let events = Events::new(client, &identity, leadership.clone(), catalog);
+    let events = Events::new(client, &identity, leadership.clone(), catalog, reports);
     (control.assigning(addresses), Writing { leadership, election, writer, events })
 }
 

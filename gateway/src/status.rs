@@ -5,6 +5,7 @@
 pub mod lease;
 pub mod election;
 pub mod events;
+pub mod faults;
 pub mod writer;
 
 #[cfg(test)]

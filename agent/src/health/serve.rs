@@ -32,6 +32,9 @@ use crate::{
 /// Ports that could not be opened are tried again this often.
 const RETRY: Duration = Duration::from_secs(2);
 
+/// Why a health-check node port is not there, as kube-proxy names it (S12.7).
+pub const UNHEALTHY_PORT: &str = "FAILED_TO_START_SERVICE_HEALTHCHECK";
+
 /// `X-Load-Balancing-Endpoint-Weight` (S12.4).
 const WEIGHT: &str = "x-load-balancing-endpoint-weight";
 
@@ -61,7 +64,20 @@ type Serving = FuturesUnordered<BoxFuture<'static, ()>>;
 /// A port that is wanted: open until this is dropped, or failed for the reason that was logged.
 enum Opened {
     Serving(#[allow(dead_code, reason = "dropping the sender is the message")] oneshot::Sender<()>),
-    Failed(std::io::ErrorKind),
+    Failed(std::io::ErrorKind, PortFault),
+}
+
+/// A health-check node port that cannot be opened (S12.7).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortFault {
+    /// Whose port it is.
+    pub service: NamespacedName,
+    /// Where it was to be.
+    pub address: SocketAddr,
+    /// The error of the system.
+    pub message: String,
+    /// When it was first seen.
+    pub since: SystemTime,
 }
 
 /// Serves `/healthz` and `/livez` until it is dropped (S13).
@@ -77,8 +93,9 @@ pub async fn proxy(listener: TcpListener, probes: Probes) {
     port::serve(listener, "healthz", answer).await;
 }
 
-/// Keeps the health-check node ports of the table in force open, until it is dropped (S12).
-pub async fn services(mut probes: Probes) {
+/// Keeps the health-check node ports of the table in force open, until it is dropped (S12). `faults` always has those that
+/// cannot be opened.
+pub async fn services(mut probes: Probes, faults: watch::Sender<Vec<PortFault>>) {
     let mut opened: BTreeMap<Place, Opened> = BTreeMap::new();
     // They run in here and not as tasks, so that every port is free again as soon as this is dropped.
     let mut serving: Serving = FuturesUnordered::new();
@@ -93,6 +110,7 @@ pub async fn services(mut probes: Probes) {
             let now = open(&place, known, &mut serving, &probes).await;
             opened.insert(place, now);
         }
+        tell(&faults, &opened);
         let mut ended = false;
         while !ended {
             tokio::select! {
@@ -108,7 +126,7 @@ pub async fn services(mut probes: Probes) {
 async fn open(place: &Place, known: Option<Opened>, serving: &mut Serving, probes: &Probes) -> Opened {
     let before = match known {
         Some(open @ Opened::Serving(_)) => return open,
-        Some(Opened::Failed(kind)) => Some(kind),
+        Some(Opened::Failed(kind, fault)) => Some((kind, fault)),
         None => None,
     };
     match TcpListener::bind(place.address).await {
@@ -129,14 +147,28 @@ async fn open(place: &Place, known: Option<Opened>, serving: &mut Serving, probe
             Opened::Serving(open)
         }
         Err(error) => {
-            if before != Some(error.kind()) {
-                let Place { address, service } = place;
-                let reason = "FailedToStartServiceHealthcheck";
-                tracing::warn!(%address, %service, reason, "cannot listen for health checks: {error}; trying again");
+            if let Some((kind, fault)) = before.filter(|(kind, _)| *kind == error.kind()) {
+                return Opened::Failed(kind, fault);
             }
-            Opened::Failed(error.kind())
+            let Place { address, service } = place.clone();
+            let message = format!("cannot listen for health checks on {address}: {error}");
+            tracing::warn!(%service, reason = UNHEALTHY_PORT, "{message}; trying again");
+            Opened::Failed(error.kind(), PortFault { service, address, message, since: SystemTime::now() })
         }
     }
+}
+
+fn tell(faults: &watch::Sender<Vec<PortFault>>, opened: &BTreeMap<Place, Opened>) {
+    let failed = opened.values().filter_map(|opened| match opened {
+        Opened::Serving(_) => None,
+        Opened::Failed(_, fault) => Some(fault.clone()),
+    });
+    let failed: Vec<_> = failed.collect();
+    faults.send_if_modified(|before| {
+        let differs = *before != failed;
+        *before = failed;
+        differs
+    });
 }
 
 // === impl Probes ===

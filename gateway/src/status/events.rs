@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -24,9 +25,10 @@ use kube::{
 use serde_json::json;
 use tokio::{sync::watch, time::Instant};
 
-use super::election::Leadership;
+use super::{election::Leadership, faults};
 use crate::{
     catalog::Catalog,
+    health::report::Reports,
     problem::{ByObject, Problem},
     watch::object::ObjectKey,
 };
@@ -69,6 +71,8 @@ pub struct Events {
     instance: String,
     leadership: Leadership,
     catalog: watch::Receiver<Catalog>,
+    /// What agents say.
+    reports: Arc<Reports>,
 }
 
 // === impl Bucket ===
@@ -124,17 +128,28 @@ impl Ledger {
 // === impl Events ===
 
 impl Events {
-    /// Tells of the problems in `catalog`, whenever `leadership` holds.
-    pub fn new(client: Client, instance: &str, leadership: Leadership, catalog: watch::Receiver<Catalog>) -> Self {
-        Self { client, instance: instance.to_owned(), leadership, catalog }
+    /// Tells of the problems in `catalog` and of what agents report that they cannot serve, whenever `leadership` holds.
+    pub fn new(
+        client: Client,
+        instance: &str,
+        leadership: Leadership,
+        catalog: watch::Receiver<Catalog>,
+        reports: Arc<Reports>,
+    ) -> Self {
+        Self { client, instance: instance.to_owned(), leadership, catalog, reports }
     }
 
     /// Runs until there can be no problem any more.
     pub async fn run(mut self) {
         let mut ledger = Ledger::default();
+        let mut news = self.reports.news();
         loop {
             self.leadership.gained().await;
-            let problems = self.catalog.borrow_and_update().problems.clone();
+            news.mark_unchanged();
+            let mut problems = ByObject::clone(&self.catalog.borrow_and_update().problems);
+            for (object, found) in faults::problems(&self.reports.list()) {
+                problems.entry(object).or_default().extend(found);
+            }
             for (object, problem, count) in ledger.due(Instant::now(), &problems) {
                 match self.leadership.guard(self.write(&object, &problem, count)).await {
                     Ok(Ok(())) => ledger.wrote(Instant::now(), object, problem),
@@ -150,6 +165,7 @@ impl Events {
                 changed = self.catalog.changed() => if changed.is_err() {
                     return;
                 },
+                Ok(()) = news.changed() => {}
                 () = leadership.lost() => {}
                 () = tokio::time::sleep(PAUSE), if !problems.is_empty() => {}
             }

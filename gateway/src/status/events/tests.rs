@@ -1,7 +1,15 @@
 use std::sync::Arc;
 
+use api::proto::node::{NodeServingState::Serving, NodeStatus};
+
 use super::*;
-use crate::watch::object::Kind;
+use crate::{
+    health::{
+        fixture::{TERM, fault, request, status},
+        moment::Moment,
+    },
+    watch::object::Kind,
+};
 
 fn object(name: &str) -> ObjectKey {
     ObjectKey::new(Kind::Service, "default", name)
@@ -83,7 +91,8 @@ async fn an_event_is_written_about_the_object_and_then_counted() {
     server.set("/api/v1/namespaces/default/services/web", web);
     let problems = ByObject::from([(object("web"), vec![problem("wrong")]), (object("gone"), vec![problem("wrong")])]);
     let (_sender, catalog) = watch::channel(Catalog { problems: Arc::new(problems), ..Catalog::default() });
-    tokio::spawn(Events::new(server.client(), "gateway-1", Leadership::always(), catalog).run());
+    let reports = Arc::new(Reports::new(TERM));
+    tokio::spawn(Events::new(server.client(), "gateway-1", Leadership::always(), catalog, reports.clone()).run());
     tokio::time::sleep(PAUSE * 3).await;
     let folder = "/apis/events.k8s.io/v1/namespaces/default/events/";
     let events = server.list(folder);
@@ -94,4 +103,11 @@ async fn an_event_is_written_about_the_object_and_then_counted() {
     assert!(event["series"].is_null());
     tokio::time::sleep(REPEAT + PAUSE).await;
     assert_eq!(server.list(folder)[0]["series"]["count"], 2);
+
+    // What an agent reports is told as well, and as soon as it does.
+    let status = NodeStatus { faults: vec![fault("web", "PORT_IN_USE")], ..status("n1", "a", Serving) };
+    let _reporter = reports.open(request(status), Moment::now()).expect("it is right");
+    tokio::time::sleep(PAUSE / 2).await;
+    let events = server.list(folder);
+    assert_eq!(events.iter().filter(|event| event["reason"] == "PortInUse").count(), 1, "{events:?}");
 }
