@@ -34,10 +34,14 @@ pub mod probe;
 pub mod status;
 /// Volumes of Pods.
 pub mod volume;
+/// The containers that run now.
+pub mod running;
 /// The life of one Pod.
 pub mod pod;
 /// The Pods of a node.
 pub mod pods;
+/// The kubelet's own server: logs, and commands in containers.
+pub mod server;
 /// The Node object: registration, Lease and conditions.
 pub mod node;
 /// Which Node a Pod goes to.
@@ -58,6 +62,8 @@ pub struct Config {
     pub api: kube::Config,
     /// Directory of this node alone: volumes, roots of containers and logs. Everything mounted by the kubelet is below it.
     pub state: PathBuf,
+    /// How the kubelet's own server shows itself.
+    pub serving: server::Serving,
     /// The program that the image `portico` holds.
     pub portico: PathBuf,
 }
@@ -108,6 +114,8 @@ async fn live(client: Client, config: &Config) -> anyhow::Result<()> {
     let mut tasks = JoinSet::new();
     tasks.spawn(node::renew(client.clone(), config.node.clone(), registered.metadata.uid.clone()));
     tasks.spawn(node::report(client.clone(), config.clone()));
+    let running = running::Running::default();
+    tasks.spawn(server::run(config.clone(), running.clone()));
     let (services, writer) = reflector::store();
     let all =
         reflector(writer, watcher(Api::<Service>::all(client.clone()), watcher::Config::default()).default_backoff());
@@ -117,7 +125,7 @@ async fn live(client: Client, config: &Config) -> anyhow::Result<()> {
     });
     let ranges = node::pod_ranges(&client, &config.node).await;
     let pool = Arc::new(network::Pool::new(&ranges)?);
-    let kubelet = pods::Kubelet { client, config: config.clone(), pool, services };
+    let kubelet = pods::Kubelet { client, config: config.clone(), pool, services, running };
     tasks.spawn(pods::run(Arc::new(kubelet)));
     match tasks.join_next().await {
         Some(ended) => ended?,

@@ -152,6 +152,8 @@ async fn report_once(nodes: &Api<Node>, config: &Config) -> Result<(), kube::Err
         return Ok(());
     }
     let mut status = json!(status(config, conditions));
+    // By this the API server passes WebSockets of `kubectl exec` on as they are, instead of making SPDY of them.
+    status["declaredFeatures"] = json!(["ExtendWebSocketsToKubelet"]);
     // A strategic patch keeps the conditions of others, such as NetworkUnavailable. It would merge addresses by their
     // type, of which there are two with the same one for each family; so these are replaced as a whole.
     if let Some(addresses) = status["addresses"].as_array_mut() {

@@ -14,7 +14,7 @@ use kube::{
 };
 use tokio::{sync::watch, task::JoinSet};
 
-use super::{Config, network, pod};
+use super::{Config, network, pod, running::Running};
 
 /// What all Pods of a node share.
 pub struct Kubelet {
@@ -26,6 +26,8 @@ pub struct Kubelet {
     pub pool: Arc<network::Pool>,
     /// All Services, for the variables that name them.
     pub services: reflector::Store<Service>,
+    /// The containers that run, by name.
+    pub running: Running,
 }
 
 /// What the API server wants of a Pod.

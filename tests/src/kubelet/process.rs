@@ -297,7 +297,8 @@ impl Process {
     }
 }
 
-fn code(status: ExitStatus) -> i32 {
+/// The exit code of a process, which is 128 and the number of the signal when one ended it.
+pub(super) fn code(status: ExitStatus) -> i32 {
     status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(255)
 }
 

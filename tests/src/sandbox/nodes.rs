@@ -17,6 +17,7 @@ use super::{
     cleanup,
     cluster::config,
     netns,
+    pki::CA,
     plan::{POD_CIDRS, Plan, Role, node_name, zone},
     process::{self, Owner},
     programs, routes,
@@ -114,6 +115,7 @@ pub async fn run_kubelet(state: State, node: u8, stop: CancellationToken) -> Res
     let (role, name) = (Role::Node(node), node_name(node));
     let directory = state.node(&name);
     make_directory(&directory)?;
+    let [certificate, key] = ["crt", "key"].map(|kind| state.pki(&format!("{name}.{kind}")));
     let config = kubelet::Config {
         api: config(&state.pki(&format!("{name}.kubeconfig"))).await?,
         node: name,
@@ -121,6 +123,7 @@ pub async fn run_kubelet(state: State, node: u8, stop: CancellationToken) -> Res
         zone: zone(node).to_owned(),
         addresses: role.addresses().to_vec(),
         state: directory,
+        serving: kubelet::server::Serving { certificate, key, authority: state.pki(CA) },
         portico: plan.portico,
     };
     kubelet::run(config, stop).await

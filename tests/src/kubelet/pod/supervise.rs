@@ -19,6 +19,7 @@ use crate::kubelet::{
     backoff::CrashLoop,
     probe::{self, Target},
     process::Process,
+    running::Name,
     status::State,
 };
 
@@ -141,6 +142,12 @@ impl Job {
         });
     }
 
+    fn name(&self) -> Name {
+        let pod = &self.context.pod;
+        let namespace = pod.namespace().unwrap_or_default();
+        Name { namespace, pod: pod.name_any(), container: self.container.name.clone() }
+    }
+
     fn is_ending(&self) -> bool {
         let ending = *self.ending.borrow();
         ending.deadline.is_some() && (!self.sidecar || ending.sidecars)
@@ -165,6 +172,8 @@ impl Job {
                 return 128;
             }
         };
+        let log = prepared.launch.log.clone();
+        let _listed = self.context.kubelet.running.list(self.name(), log, process.access());
         let since = Timestamp::now();
         self.context.see(name, |seen| {
             if let State::Terminated(end) = &seen.state {
