@@ -255,14 +255,19 @@ impl Listing {
     /// An empty list, the first time that a cluster says it does not know the kind: ours need not be installed. A kind that
     /// was known before keeps its last state.
     fn without_kind(&mut self, kind: Kind, error: &watcher::Error) -> Option<Event> {
-        let watcher::Error::InitialListFailed(kube::Error::Api(status)) = error else { return None };
-        if kind != Kind::AddressPool || !status.is_not_found() || self.ever {
+        if kind != Kind::AddressPool || !is_unknown_kind(error) || self.ever {
             return None;
         }
         self.ever = true;
         tracing::info!(%kind, "the cluster does not know this kind; install deploy/base/crds.yaml to use it");
         Some(Event::Reset(kind, vec![]))
     }
+}
+
+/// Whether a list failed because the API server does not know the kind. It then answers in plain text, with a status of
+/// HTTP and without a reason that `Status::is_not_found` would look at.
+fn is_unknown_kind(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404)
 }
 
 // === impl Failures ===
@@ -288,9 +293,7 @@ impl Failures {
             return None;
         }
         // Known already, and said when it was found out.
-        if kind == Kind::AddressPool
-            && matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.is_not_found())
-        {
+        if kind == Kind::AddressPool && is_unknown_kind(error) {
             return None;
         }
         self.note(kind, &error.to_string())

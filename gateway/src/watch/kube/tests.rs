@@ -62,7 +62,10 @@ impl ApiServer {
             return refusal(StatusCode::FORBIDDEN, "Forbidden");
         }
         if resource == "addresspools" && !behaviour.pools_known {
-            return refusal(StatusCode::NOT_FOUND, "NotFound");
+            // As the API server says it of a path that it does not know.
+            let mut response = whole("404 page not found\n");
+            *response.status_mut() = StatusCode::NOT_FOUND;
+            return response;
         }
         if query.contains("watch=true") {
             let name = ["services", "pods"].into_iter().find(|name| *name == resource);
