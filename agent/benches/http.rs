@@ -204,6 +204,7 @@ fn table(address: SocketAddr, protocol: AppProtocol, endpoint: SocketAddr) -> Ar
         family: Family::Ipv4,
         protocol,
         tls: Terminate::No,
+        client_address: Default::default(),
         balance: Balance::LeastRequest,
         affinity: None,
         cluster: Candidates { backends: [Arc::new(backend)].into(), ..Candidates::default() },

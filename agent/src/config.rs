@@ -19,6 +19,7 @@ use crate::{
         servers::{self, Source},
     },
     gateways::{Access, CA_FILE, Gateways, TOKEN_FILE},
+    intercept::{self, Choice, OnExit},
     local::Limits,
     report::access_log::AccessLog,
 };
@@ -59,6 +60,13 @@ pub struct Args {
     /// This agent stands in for kube-proxy on its node, and answers where that would
     #[arg(long, env = "PORTICO_REPLACE_KUBE_PROXY")]
     pub replace_kube_proxy: bool,
+    /// Lead the traffic of Services to the agent by packet rules, with any of their addresses: on, off (real sockets), or
+    /// auto, which is on in a Pod with the capability NET_ADMIN
+    #[arg(long, env = "PORTICO_INTERCEPT", value_name = "MODE", default_value = "auto")]
+    pub intercept: String,
+    /// What becomes of the packet rules when the agent ends: remove, or keep (new connections wait for the next agent)
+    #[arg(long, env = "PORTICO_INTERCEPT_ON_EXIT", value_name = "MODE", default_value = "remove")]
+    pub intercept_on_exit: String,
     /// Options of the data plane.
     #[command(flatten)]
     pub data_plane: DataPlaneArgs,
@@ -199,6 +207,8 @@ pub struct Config {
     pub access_log: AccessLog,
     /// Where and how DNS answers.
     pub dns: Dns,
+    /// Whether packet rules lead traffic here.
+    pub intercept: intercept::Options,
 }
 
 /// Options of the data plane, as used by each agent of a process.
@@ -251,6 +261,7 @@ impl Args {
             }
             None => Some(self.replace_kube_proxy.then_some(HEALTHZ)),
         };
+        let intercept = self.intercept(problems);
         let data_plane = data_plane?;
         // Outside of a cluster nobody asks there, and the address is not ours to add.
         let in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
@@ -269,6 +280,23 @@ impl Args {
             limits: data_plane.limits,
             access_log: data_plane.access_log,
             dns: Dns { listen: dns_listen, ..data_plane.dns },
+            intercept: intercept?,
+        })
+    }
+
+    fn intercept(&self, problems: &mut Problems) -> Option<intercept::Options> {
+        let mut one_of = |field, raw: &str, words: &'static [&'static str], expected| {
+            problems.value(field, raw, parse::one_of(words), expected)
+        };
+        let choice = one_of("--intercept", &self.intercept, &["auto", "on", "off"], "auto, on or off");
+        let on_exit = one_of("--intercept-on-exit", &self.intercept_on_exit, &["remove", "keep"], "remove or keep");
+        Some(intercept::Options {
+            choice: match choice? {
+                "on" => Choice::On,
+                "off" => Choice::Off,
+                _ => Choice::Auto,
+            },
+            on_exit: if on_exit? == "keep" { OnExit::Keep } else { OnExit::Remove },
         })
     }
 }

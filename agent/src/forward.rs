@@ -2,6 +2,7 @@
 
 pub mod pool;
 pub mod socket;
+pub mod source;
 pub mod splice;
 pub mod tcp;
 pub mod answer;

@@ -31,6 +31,8 @@ pub mod gateways;
 pub mod apply;
 /// What load balancers and probes are told.
 pub mod health;
+/// Packets of Services, led to the listeners.
+pub mod intercept;
 /// What the agent says of itself.
 pub mod status;
 /// Options, as typed and as used.

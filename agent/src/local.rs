@@ -21,9 +21,9 @@ use crate::{
         pin::Pins,
     },
     buffers::Buffers,
-    forward::{pool::Pool, tcp::Scratch, udp::Flows},
+    forward::{pool::Pool, socket::Source, source, tcp::Scratch, udp::Flows},
     report::record::Reporter,
-    table::{Backend, Candidates, Table, Target},
+    table::{Backend, Candidates, FrontendKind, Table, Target},
 };
 
 /// How long an endpoint that refused or timed out is left out, at first and at most. Each failure in a row doubles it.
@@ -87,6 +87,8 @@ pub struct Local {
     pub flows: Flows,
     /// Where clients went before; the same for all workers of a node.
     pins: Arc<Pins>,
+    /// Packet rules lead traffic here, so that our own has to be marked.
+    pub intercepting: Cell<bool>,
     table: RefCell<Rc<Pinned>>,
     upstreams: RefCell<HashMap<SocketAddr, Rc<Upstream>, RandomState>>,
     connections: Rc<Cell<u32>>,
@@ -143,6 +145,7 @@ impl Local {
             scratch: Scratch::default(),
             flows: Flows::default(),
             pins,
+            intercepting: Cell::default(),
             table: RefCell::new(Rc::new(Pinned(table))),
             upstreams: RefCell::default(),
             connections: Rc::default(),
@@ -203,6 +206,14 @@ impl Local {
         let chooser =
             Chooser { pins: &self.pins, turn: &self.turn, bound: self.limits.load_bound, now: self.now.get() };
         chooser.choose(target, candidates, client, |backend| self.load(backend), tried)
+    }
+
+    /// From which address `backend` is dialled for `client`, who dialled an address of this kind.
+    pub fn source(&self, target: &Target, kind: FrontendKind, client: SocketAddr, backend: &Backend) -> Source {
+        if !self.intercepting.get() {
+            return Source::System;
+        }
+        source::choose(&self.table().0, target, kind, client, backend)
     }
 
     /// Time, at most one tick old. Reading it costs nothing.

@@ -5,7 +5,11 @@ use std::{net::SocketAddr, sync::atomic::Ordering, time::SystemTime};
 use api::delta::client::Client;
 use opentelemetry::{KeyValue, metrics::MeterProvider as _};
 use runtime::{admin::Admin, drain, ready::Readiness, telemetry::Component};
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 
 use crate::{
     apply::{
@@ -20,6 +24,8 @@ use crate::{
         metrics::Metrics,
         serve::{self, Probes},
     },
+    intercept::{self, Interception, Sockets, Source, script::Ports},
+    listen::open::Listeners,
     report::export::{self, NodeIdentity},
     status::{self, Identity, Subject},
     table::certificate::TlsContext,
@@ -51,6 +57,12 @@ pub enum Error {
         /// What the system says.
         source: std::io::Error,
     },
+    /// The transparent listeners cannot be opened.
+    #[error("cannot open transparent listeners, give the agent the capability NET_ADMIN or set --intercept off")]
+    Listeners(#[source] std::io::Error),
+    /// Packet rules cannot be installed.
+    #[error("cannot intercept traffic")]
+    Intercept(#[from] intercept::program::Error),
     /// A worker ended before it was told to.
     #[error("a worker of the data plane ended, see the log above")]
     Worker,
@@ -96,13 +108,36 @@ async fn run_beside(
     let programming = Programming::default();
     let meter = telemetry.meter_provider.meter("portico.programming");
     let metrics = Metrics::new(&meter);
-    let rounds: Rounds = Box::new({
-        let metrics = metrics.clone();
-        move |round| metrics.programmed(round.took, round.full, &round.triggers, SystemTime::now())
+    let in_force: Rounds = Box::new({
+        let (programming, metrics) = (programming.clone(), metrics.clone());
+        move |round| {
+            programming.updated();
+            metrics.programmed(round.began.elapsed(), round.full, &round.triggers, SystemTime::now());
+        }
     });
-    let beside = (programming.clone(), rounds);
+    let ports = open_transparent(config.intercept, &workers)?;
+    let (queue, rounds) = mpsc::unbounded_channel();
+    let (listeners, told, in_force) = match ports {
+        // A table is in force when the packet rules are. The queue outlives all who could be told.
+        Some(_) => {
+            (Listeners::beside_interception(), Box::new(move |round| drop(queue.send(round))) as Rounds, in_force)
+        }
+        None => (Listeners::default(), in_force, Box::new(drop) as Rounds),
+    };
+    let beside = (programming.clone(), told);
     let (control, progress, counters) =
-        Control::new(gateways.clone(), name, client, compiler, workers, beside, first_commit);
+        Control::new(gateways.clone(), name, client, compiler, (workers, listeners), beside, first_commit);
+    let intercepted = intercept::state::State::default();
+    let interception = match ports {
+        Some(ports) => {
+            let latch = readiness.latch("packet rules installed");
+            let installed: Box<dyn FnOnce() + Send> = Box::new(move || latch.release());
+            let source = Source { progress: progress.clone(), rounds, in_force, installed: Some(installed) };
+            intercepted.observe(&telemetry.meter_provider.meter("portico.intercept"));
+            Some(Interception::start(ports, config.intercept.on_exit, source, intercepted.clone()).await?)
+        }
+        None => None,
+    };
     observe(telemetry, progress.clone(), counters);
     health::metrics::observe(&meter, &programming, &progress);
 
@@ -133,7 +168,10 @@ async fn run_beside(
         serve::services(probes, port_faults).await;
         Ok(())
     });
-    let admin = admin(readiness, telemetry, progress.clone());
+    let mut admin = admin(readiness, telemetry, progress.clone());
+    if interception.is_some() {
+        admin = admin.debug("intercept", move || intercepted.seen().to_string());
+    }
     tasks.spawn(listen_admin(config.admin_listen, progress, admin, drain.clone()));
     let control = control.run(drain);
     tokio::pin!(control);
@@ -148,10 +186,27 @@ async fn run_beside(
         }
     };
     tracing::info!(node = identity.node, "draining");
+    if let Some(interception) = &interception {
+        // Before the listeners close: what they have not accepted by then is accepted while they do.
+        interception.release().await;
+    }
     workers.drain().await;
+    if let Some(interception) = interception {
+        interception.end().await;
+    }
     reporting.shutdown();
     tracing::info!(node = identity.node, "drained");
     Ok(())
+}
+
+/// The transparent listeners of all workers, if traffic is to be intercepted.
+fn open_transparent(options: intercept::Options, workers: &Workers) -> Result<Option<Ports>, Error> {
+    if !options.choice.decide_here() {
+        return Ok(None);
+    }
+    let sockets = Sockets::open(workers.count()).map_err(Error::Listeners)?;
+    workers.intercept(sockets.listening);
+    Ok(Some(sockets.ports))
 }
 
 /// Opens the admin port: where the configuration says, else at the node's address once that is known.

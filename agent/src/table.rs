@@ -10,7 +10,7 @@ use std::{
 
 use api::resource::{
     name::NamespacedName,
-    service::{AppProtocol, Transport},
+    service::{AppProtocol, ClientAddress, Transport},
     workload::Workload,
 };
 use foldhash::fast::FixedState;
@@ -49,6 +49,8 @@ pub struct Table {
     pub cluster_ips: Set<IpAddr>,
     /// Ranges of ClusterIPs; empty when unknown (S1.4).
     pub service_cidrs: Box<[IpNet]>,
+    /// First and last node port that the cluster gives out, if known (S9.4).
+    pub node_port_range: Option<(NonZeroU16, NonZeroU16)>,
     /// Addresses of this node at which node ports and health-check node ports answer (S9.2).
     pub node_port_addresses: Box<[IpAddr]>,
     /// The health-check node ports, by Service (S12).
@@ -134,6 +136,8 @@ pub struct Target {
     pub balance: Balance,
     /// `sessionAffinity: ClientIP` (S8).
     pub affinity: Option<Affinity>,
+    /// Whether endpoints see the client's address, as far as this can be chosen.
+    pub client_address: ClientAddress,
     /// Endpoints for policy Cluster (S4.1); none if that is not used ([`Target::uses_cluster`]).
     pub cluster: Candidates,
     /// Endpoints of this node for policy Local (S4.3); none if that is not used ([`Target::uses_local`]).
@@ -388,6 +392,7 @@ impl Target {
             tls: Terminate::No,
             balance: self.balance.clone(),
             affinity: self.affinity,
+            client_address: self.client_address,
             cluster: Candidates::default(),
             local: Candidates::default(),
             any_endpoint: self.any_endpoint,

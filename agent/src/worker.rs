@@ -57,12 +57,22 @@ enum Command {
     Open(Destination, Listening),
     Close(Destination),
     Dns(Box<Opened>),
+    Intercept(Vec<Listening>),
     Drain,
 }
 
 /// Hands the workers what they need for DNS.
 #[derive(Debug)]
 pub struct Mailboxes(Vec<UnboundedSender<Command>>);
+
+/// What the clients of a listener dialled.
+#[derive(Clone, Copy, Debug)]
+enum Dialled {
+    /// The address of the listener.
+    At(SocketAddr),
+    /// Any; each connection and datagram knows.
+    Original,
+}
 
 /// A listener of one worker. Dropping it ends its loop.
 struct Open(#[allow(dead_code, reason = "dropping the sender is the message")] watch::Sender<()>);
@@ -121,6 +131,15 @@ impl Workers {
         }
     }
 
+    /// Gives every worker transparent listeners, one of each of `sockets`. From now on what workers send is marked as ours.
+    pub fn intercept(&self, sockets: Vec<Vec<Listening>>) {
+        let mut sockets: Vec<_> = sockets.into_iter().map(Vec::into_iter).collect();
+        for worker in &self.workers {
+            let own = sockets.iter_mut().filter_map(Iterator::next).collect();
+            let _ = worker.commands.send(Command::Intercept(own));
+        }
+    }
+
     /// Stops accepting, lets connections finish until the deadline of the limits, and waits for the workers to end.
     pub async fn drain(self) {
         self.each(|| Command::Drain);
@@ -170,13 +189,23 @@ fn known(table: &Table) -> HashSet<SocketAddr> {
 async fn run(local: Rc<Local>, mut inbox: UnboundedReceiver<Command>) {
     let mut listeners: HashMap<Destination, Open> = HashMap::new();
     let mut dns: Option<Rc<Server>> = None;
+    let mut transparent = Vec::new();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         tokio::select! {
             command = inbox.recv() => match command {
                 Some(Command::Swap(table, known)) => local.swap(table, |address| known.contains(address)),
-                Some(Command::Open(destination, socket)) => match open(&local, destination, socket) {
+                Some(Command::Intercept(sockets)) => {
+                    local.intercepting.set(true);
+                    for socket in sockets {
+                        match open(&local, Dialled::Original, socket) {
+                            Ok(listener) => transparent.push(listener),
+                            Err(error) => tracing::error!("cannot register a transparent socket: {error}"),
+                        }
+                    }
+                }
+                Some(Command::Open(destination, socket)) => match open(&local, Dialled::At(destination.address), socket) {
                     Ok(listener) => {
                         listeners.insert(destination, listener);
                     }
@@ -197,7 +226,7 @@ async fn run(local: Rc<Local>, mut inbox: UnboundedReceiver<Command>) {
             now = tick.tick() => local.tick(now.into_std()),
         }
     }
-    drop(listeners);
+    drop((listeners, transparent));
     local.drain.begin();
     let deadline = tokio::time::sleep(local.limits.drain_timeout);
     tokio::pin!(deadline);
@@ -217,12 +246,12 @@ async fn run(local: Rc<Local>, mut inbox: UnboundedReceiver<Command>) {
     local.tick(Instant::now());
 }
 
-fn open(local: &Rc<Local>, destination: Destination, socket: Listening) -> io::Result<Open> {
+fn open(local: &Rc<Local>, dialled: Dialled, socket: Listening) -> io::Result<Open> {
     let (open, closed) = watch::channel(());
     match socket {
         Listening::Tcp(listener) => {
             let listener = tcp(listener)?;
-            tokio::task::spawn_local(accept(local.clone(), listener, destination.address, closed));
+            tokio::task::spawn_local(accept(local.clone(), listener, dialled, closed));
         }
         Listening::Udp(socket) => {
             let socket = udp(socket)?;
@@ -231,7 +260,15 @@ fn open(local: &Rc<Local>, destination: Destination, socket: Listening) -> io::R
                 // An error is the message: the sender was dropped.
                 let _ = closed.changed().await;
             };
-            tokio::task::spawn_local(listen::udp::serve(local.clone(), socket, destination.address, closed));
+            match dialled {
+                Dialled::At(destination) => {
+                    tokio::task::spawn_local(listen::udp::serve(local.clone(), socket, destination, closed));
+                }
+                Dialled::Original => {
+                    let ipv6 = socket.local_addr()?.is_ipv6();
+                    tokio::task::spawn_local(listen::udp::serve_redirected(local.clone(), socket, ipv6, closed));
+                }
+            }
         }
     }
     Ok(Open(open))
@@ -263,14 +300,14 @@ fn udp(socket: StdUdpSocket) -> io::Result<UdpSocket> {
 }
 
 /// Accepts until the listener is closed, then empties its backlog: those clients are connected as far as they know.
-async fn accept(local: Rc<Local>, listener: TcpListener, destination: SocketAddr, mut closed: watch::Receiver<()>) {
+async fn accept(local: Rc<Local>, listener: TcpListener, dialled: Dialled, mut closed: watch::Receiver<()>) {
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => serve(&local, stream, peer, destination),
+                Ok((stream, peer)) => serve(&local, stream, peer, dialled),
                 Err(error) if is_about_one_connection(&error) => {}
                 Err(error) => {
-                    tracing::warn!(address = %destination, "cannot accept: {error}; trying again");
+                    tracing::warn!(address = ?listener.local_addr().ok(), "cannot accept: {error}; trying again");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
@@ -281,12 +318,20 @@ async fn accept(local: Rc<Local>, listener: TcpListener, destination: SocketAddr
     while let Ok((stream, peer)) = listener.accept() {
         let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
         if let Ok(stream) = stream {
-            serve(&local, stream, peer, destination);
+            serve(&local, stream, peer, dialled);
         }
     }
 }
 
-fn serve(local: &Rc<Local>, stream: TcpStream, peer: SocketAddr, destination: SocketAddr) {
+fn serve(local: &Rc<Local>, stream: TcpStream, peer: SocketAddr, dialled: Dialled) {
+    let destination = match dialled {
+        Dialled::At(destination) => destination,
+        // A connection that packet rules have led here has the address that its client dialled; without one it is over.
+        Dialled::Original => match stream.local_addr() {
+            Ok(destination) => destination,
+            Err(_) => return,
+        },
+    };
     // Over the limit the connection is closed at once: the client learns, and the listener does not fill up.
     let Some(guard) = local.admit() else { return };
     tokio::task::spawn_local(listen::tcp::serve(local.clone(), stream, peer, destination, guard));

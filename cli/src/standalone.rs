@@ -282,6 +282,7 @@ impl Nodes {
                 listen: self.data_plane.dns_listen.clone().unwrap_or_else(|| vec![DNS_LISTEN]),
                 ..self.data_plane.dns.clone()
             },
+            intercept: agent::intercept::Options::default(),
         };
         let telemetry = self.telemetry.component("portico-agent", vec![KeyValue::new("k8s.node.name", node.clone())]);
         let (stop, watch) = drain::channel();

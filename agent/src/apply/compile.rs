@@ -108,6 +108,10 @@ impl Compiler {
             service_cidrs: resources
                 .settings()
                 .map_or_else(Box::default, |known| known.service_cidrs.as_slice().into()),
+            node_port_range: resources.settings().and_then(|settings| {
+                let (first, last) = settings.node_ports;
+                NonZeroU16::new(first).zip(NonZeroU16::new(last))
+            }),
             health_checks: self.targets.values().filter_map(|compiled| compiled.health_check.clone()).collect(),
             node_port_addresses: node_port_addresses.into(),
             location,

@@ -98,14 +98,14 @@ pub struct Control {
     started: SystemTime,
 }
 
-/// Hears of rounds of programming, when they are over.
-pub type Rounds = Box<dyn Fn(&Round) + Send>;
+/// Hears of rounds of programming, when the workers have the table.
+pub type Rounds = Box<dyn Fn(Round) + Send>;
 
 /// A round of programming.
 #[derive(Debug)]
 pub struct Round {
-    /// How long it took.
-    pub took: Duration,
+    /// When it began.
+    pub began: Instant,
     /// Whether everything was compiled.
     pub full: bool,
     /// The trigger times of the changes that came into force.
@@ -138,7 +138,7 @@ impl Control {
         node: String,
         client: Client,
         compiler: Compiler,
-        workers: Workers,
+        (workers, listeners): (Workers, Listeners),
         (programming, rounds): (Programming, Rounds),
         first_commit: Latch,
     ) -> (Self, watch::Receiver<Progress>, Arc<Counters>) {
@@ -150,7 +150,7 @@ impl Control {
             client,
             resources: Resources::default(),
             compiler,
-            listeners: Listeners::default(),
+            listeners,
             workers,
             programming,
             rounds,
@@ -316,9 +316,8 @@ impl Control {
         let steps = self.listeners.follow(&table, self.workers.count());
         self.workers.publish(&table, steps);
         self.show(table);
-        self.programming.updated();
         let triggers = self.resources.take_triggers(self.started);
-        (self.rounds)(&Round { took: began.elapsed(), full: dirty.all, triggers });
+        (self.rounds)(Round { began, full: dirty.all, triggers });
     }
 
     /// Tries the addresses again that could not be opened.

@@ -6,6 +6,7 @@
 
 use std::{
     fmt, io,
+    net::IpAddr,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Instant,
@@ -19,6 +20,7 @@ use tokio::net::TcpStream;
 use super::{
     body::{BodyError, RequestBody},
     outbox::Outbox,
+    socket::Source,
 };
 use crate::{
     buffers::Buffers,
@@ -55,6 +57,8 @@ pub struct Connection {
     /// Size of the piece read last.
     last_read: usize,
     served: u64,
+    /// The client whose address the endpoint sees.
+    pub client: Option<IpAddr>,
     /// When it became idle.
     pub idle_since: Instant,
 }
@@ -84,7 +88,7 @@ pub struct NoAnswer {
 
 impl Connection {
     /// A connection that has carried nothing yet.
-    pub fn new(stream: TcpStream, now: Instant) -> Box<Self> {
+    pub fn new(stream: TcpStream, source: Source, now: Instant) -> Box<Self> {
         Box::new(Self {
             stream,
             buffer: BytesMut::new(),
@@ -97,6 +101,7 @@ impl Connection {
             answered: false,
             last_read: 0,
             served: 0,
+            client: source.client(),
             idle_since: now,
         })
     }

@@ -20,7 +20,7 @@ use tokio::{sync::Notify, task::spawn_local};
 use super::{
     body::RequestBody,
     coalesce::{Coalesced, DrivingExecutor},
-    socket,
+    socket::{self, Source},
 };
 use crate::report::outcome::Outcome;
 
@@ -73,14 +73,20 @@ impl Connections {
     ///
     /// # Errors
     /// As [`socket::dial`].
-    pub async fn stream(&self, address: SocketAddr, limit: Duration, now: Instant) -> Result<Stream, Outcome> {
+    pub async fn stream(
+        &self,
+        address: SocketAddr,
+        source: Source,
+        limit: Duration,
+        now: Instant,
+    ) -> Result<Stream, Outcome> {
         loop {
             if let Some(stream) = self.vacant() {
                 return Ok(stream);
             }
             if !self.dialing.replace(true) {
                 let dialing = Dialing(self);
-                let connection = connect(address, limit, now).await;
+                let connection = connect(address, source, limit, now).await;
                 if let Err(outcome) = connection {
                     self.failed.set((self.failed.get().0 + 1, Some(outcome)));
                 }
@@ -119,6 +125,11 @@ impl Connections {
         self.open.borrow_mut().clear();
     }
 
+    /// Connections that are open.
+    pub fn count(&self) -> usize {
+        self.open.borrow().len()
+    }
+
     /// Closes what is idle for long, or closed by the endpoint.
     pub fn sweep(&self, now: Instant) {
         self.open.borrow_mut().retain(|connection| {
@@ -135,8 +146,13 @@ impl Drop for Dialing<'_> {
     }
 }
 
-async fn connect(address: SocketAddr, limit: Duration, now: Instant) -> Result<Rc<Connection>, Outcome> {
-    let stream = socket::dial(address, limit).await?;
+async fn connect(
+    address: SocketAddr,
+    source: Source,
+    limit: Duration,
+    now: Instant,
+) -> Result<Rc<Connection>, Outcome> {
+    let stream = socket::dial(address, source, limit).await?;
     let io = Coalesced::new(stream, BytesMut::new());
     let handshake = http2::Builder::new(DrivingExecutor::new(io.clone()))
         .initial_stream_window_size(WINDOWS.0)

@@ -19,7 +19,8 @@ use super::{
     h1,
     headers::{self, Forwarded},
     reply::{Account, Reply},
-    retry, socket,
+    retry,
+    socket::{self, Source},
 };
 use crate::{
     alarm::Alarm,
@@ -353,11 +354,12 @@ impl Exchange<'_> {
     ) -> Result<Reply, Failed> {
         let local = &self.session.local;
         let careful = !retry::is_idempotent(&self.parts.method);
-        let pooled = if may_reuse { upstream.pool.take(local.now(), careful) } else { None };
+        let source = self.source(backend);
+        let pooled = if may_reuse { upstream.pool.take(source, local.now(), careful) } else { None };
         let mut connection = match pooled {
             Some(connection) => connection,
-            None => match socket::dial(backend.address, local.limits.connect_timeout).await {
-                Ok(stream) => h1::Connection::new(stream, local.now()),
+            None => match socket::dial(backend.address, source, local.limits.connect_timeout).await {
+                Ok(stream) => h1::Connection::new(stream, source, local.now()),
                 Err(outcome) => return Err(Failed { outcome, again: Some(body), stale: false }),
             },
         };
@@ -387,6 +389,12 @@ impl Exchange<'_> {
                 Err(Failed { outcome: failure.outcome, again, stale: reused })
             }
         }
+    }
+
+    /// From which address an endpoint is dialled.
+    fn source(&self, backend: &Backend) -> Source {
+        let Session { local, downstream, .. } = self.session;
+        local.source(&self.target, downstream.frontend, downstream.peer, backend)
     }
 
     /// Takes over the head of an answer.
@@ -424,7 +432,9 @@ impl Exchange<'_> {
         interim: &mut impl FnMut(&ResponseHead),
     ) -> Result<Reply, Failed> {
         let local = &self.session.local;
-        let stream = upstream.pool.http2.stream(backend.address, local.limits.connect_timeout, local.now()).await;
+        let source = self.source(backend);
+        let connections = upstream.pool.http2(source);
+        let stream = connections.stream(backend.address, source, local.limits.connect_timeout, local.now()).await;
         let stream = match stream {
             Ok(stream) => stream,
             Err(outcome) => return Err(Failed { outcome, again: Some(body), stale: false }),

@@ -2,10 +2,13 @@
 
 use std::{
     cell::RefCell,
+    collections::HashMap,
+    net::IpAddr,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
-use super::{h1::Connection, h2::Connections};
+use super::{h1::Connection, h2::Connections, socket::Source};
 
 /// Idle connections of HTTP/1.1 kept per worker and endpoint: as many as a worker can have in flight there in a burst.
 const IDLE_CONNECTIONS: usize = 256;
@@ -23,8 +26,9 @@ pub struct Pool {
     // Boxed, because they go in and out with every request.
     #[expect(clippy::vec_box, reason = "a pointer moves instead of the whole connection")]
     idle: RefCell<Vec<Box<Connection>>>,
-    /// HTTP/2.
-    pub http2: Connections,
+    http2: Rc<Connections>,
+    /// HTTP/2 with the address of a client, of which each has its own connections.
+    http2_of_clients: RefCell<HashMap<IpAddr, Rc<Connections>>>,
 }
 
 // === impl Pool ===
@@ -32,9 +36,14 @@ pub struct Pool {
 impl Pool {
     /// The connection that became idle last, if one is good. `careful` asks the kernel about those that are not fresh:
     /// for requests that could not be sent again.
-    pub fn take(&self, now: Instant, careful: bool) -> Option<Box<Connection>> {
+    ///
+    /// A connection that shows an endpoint the address of a client is for that client alone.
+    pub fn take(&self, source: Source, now: Instant, careful: bool) -> Option<Box<Connection>> {
+        let client = source.client();
         let mut idle = self.idle.borrow_mut();
-        while let Some(connection) = idle.pop() {
+        // Where connections are shared, the last one fits.
+        while let Some(last) = idle.iter().rposition(|connection| connection.client == client) {
+            let connection = idle.swap_remove(last);
             let age = now.duration_since(connection.idle_since);
             let ask = careful && age > FRESH;
             if age < IDLE_TIME && connection.is_quiet() && (!ask || connection.is_quiet_for_sure()) {
@@ -42,6 +51,14 @@ impl Pool {
             }
         }
         None
+    }
+
+    /// Connections of HTTP/2 that send from `source`.
+    pub fn http2(&self, source: Source) -> Rc<Connections> {
+        match source.client() {
+            None => self.http2.clone(),
+            Some(client) => self.http2_of_clients.borrow_mut().entry(client).or_default().clone(),
+        }
     }
 
     /// Keeps a connection for the next request.
@@ -57,6 +74,7 @@ impl Pool {
     pub fn clear(&self) {
         self.idle.borrow_mut().clear();
         self.http2.clear();
+        self.http2_of_clients.borrow_mut().drain().for_each(|(_, connections)| connections.clear());
     }
 
     /// Closes what has been idle for long, or was closed by the endpoint.
@@ -65,6 +83,10 @@ impl Pool {
             .borrow_mut()
             .retain(|connection| now.duration_since(connection.idle_since) < IDLE_TIME && connection.is_quiet());
         self.http2.sweep(now);
+        self.http2_of_clients.borrow_mut().retain(|_, connections| {
+            connections.sweep(now);
+            connections.count() > 0 || Rc::strong_count(connections) > 1
+        });
     }
 
     /// Connections of HTTP/1.1 that are idle.

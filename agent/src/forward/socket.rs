@@ -2,13 +2,14 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::{Shutdown, SocketAddr},
+    net::{IpAddr, Shutdown, SocketAddr},
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use socket2::{SockRef, TcpKeepalive};
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{SockRef, Socket, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{TcpSocket, TcpStream},
@@ -24,24 +25,82 @@ use crate::report::outcome::Outcome;
 /// client under a pager or a debugger does for as long as it likes.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new().with_time(Duration::from_secs(60));
 
+/// Mark of every packet that our own sockets send where traffic is intercepted: packet rules let them pass.
+pub const OWN_MARK: u32 = 0x51;
+
+/// From which address a socket to an endpoint sends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Source {
+    /// As the system chooses. Nothing is intercepted.
+    #[default]
+    System,
+    /// As the system chooses, which is an address of the node, with [`OWN_MARK`].
+    Node,
+    /// The client's, with [`OWN_MARK`].
+    Client(SocketAddr),
+}
+
+// === impl Source ===
+
+impl Source {
+    /// The client whose address an endpoint sees.
+    pub fn client(self) -> Option<IpAddr> {
+        match self {
+            Source::Client(client) => Some(client.ip()),
+            Source::System | Source::Node => None,
+        }
+    }
+}
+
 /// Connects to an endpoint, waiting for at most `limit`. Small writes leave at once (`TCP_NODELAY`).
 ///
 /// # Errors
 /// [`Outcome::ConnectRefused`], [`Outcome::ConnectTimeout`] or [`Outcome::ConnectFailed`]; after each of them nothing of a
 /// request has left.
-pub async fn dial(address: SocketAddr, limit: Duration) -> Result<TcpStream, Outcome> {
-    match timeout(limit, connect(address)).await {
+pub async fn dial(address: SocketAddr, source: Source, limit: Duration) -> Result<TcpStream, Outcome> {
+    match timeout(limit, connect(address, source)).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => Err(outcome(&error)),
         Err(_) => Err(Outcome::ConnectTimeout),
     }
 }
 
-async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+async fn connect(address: SocketAddr, source: Source) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_nodelay(true)?;
     SockRef::from(&socket).set_tcp_keepalive(&KEEPALIVE)?;
+    if source != Source::System {
+        // The client's own port may be that of a connection to the same endpoint, so there is a new one. It is chosen
+        // when the endpoint is known: each of them has all ports.
+        setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+        leave(&SockRef::from(&socket), source, 0)?;
+    }
     socket.connect(address).await
+}
+
+/// Makes a socket send from `source`; from this port of the client, if that is free, or any if it is 0. Where the system does not grant
+/// that address, the socket sends from the node's: a client that is seen as another one is better served than none.
+///
+/// # Errors
+/// `PermissionDenied` without CAP_NET_ADMIN.
+pub fn leave(socket: &Socket, source: Source, port: u16) -> io::Result<()> {
+    let client = match source {
+        Source::System => return Ok(()),
+        Source::Node => return socket.set_mark(OWN_MARK),
+        Source::Client(client) => client,
+    };
+    socket.set_mark(OWN_MARK)?;
+    match client {
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+        SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+    }
+    let bind = |port| socket.bind(&SocketAddr::new(client.ip(), port).into());
+    // Somebody has the port, such as another flow of the same client.
+    let bound = bind(port).or_else(|error| if port == 0 { Err(error) } else { bind(0) });
+    if let Err(error) = bound {
+        tracing::warn!(client = %client.ip(), "cannot dial with the client's address: {error}; the endpoint sees the node");
+    }
+    Ok(())
 }
 
 fn outcome(error: &io::Error) -> Outcome {
@@ -132,7 +191,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_is_not_delayed_and_kept_alive() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
-        let stream = dial(listener.local_addr().expect("bound"), LIMIT).await.expect("listening");
+        let stream = dial(listener.local_addr().expect("bound"), Source::System, LIMIT).await.expect("listening");
         assert!(stream.nodelay().expect("open"));
         assert!(SockRef::from(&stream).keepalive().expect("open"));
     }
@@ -143,11 +202,11 @@ mod tests {
         socket.bind(([127, 0, 0, 1], 0).into()).expect("loopback");
         // Bound but not listening: the port is ours, and refuses.
         let refusing = socket.local_addr().expect("bound");
-        assert_eq!(dial(refusing, LIMIT).await.err(), Some(Outcome::ConnectRefused));
+        assert_eq!(dial(refusing, Source::System, LIMIT).await.err(), Some(Outcome::ConnectRefused));
 
         // TCP has no broadcast.
         let nowhere = SocketAddr::from(([255, 255, 255, 255], 1));
-        assert_eq!(dial(nowhere, LIMIT).await.err(), Some(Outcome::ConnectFailed));
+        assert_eq!(dial(nowhere, Source::System, LIMIT).await.err(), Some(Outcome::ConnectFailed));
     }
 
     #[tokio::test]
@@ -157,8 +216,8 @@ mod tests {
         // One connection fits into a backlog of 0; the kernel ignores the SYNs of all others.
         let listener = socket.listen(0).expect("bound");
         let address = listener.local_addr().expect("listening");
-        let _first = dial(address, LIMIT).await.expect("one fits");
-        let _second = dial(address, Duration::from_millis(50)).await;
-        assert_eq!(dial(address, Duration::from_millis(50)).await.err(), Some(Outcome::ConnectTimeout));
+        let _first = dial(address, Source::System, LIMIT).await.expect("one fits");
+        let _second = dial(address, Source::System, Duration::from_millis(50)).await;
+        assert_eq!(dial(address, Source::System, Duration::from_millis(50)).await.err(), Some(Outcome::ConnectTimeout));
     }
 }

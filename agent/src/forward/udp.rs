@@ -92,9 +92,9 @@ impl Flows {
         self.cut(|flow| stays(table, flow.key.destination, flow.endpoint()));
     }
 
-    /// Cuts all flows of a destination.
-    pub fn close(&self, destination: SocketAddr) {
-        self.cut(|flow| flow.key.destination != destination);
+    /// Cuts the flows whose listener closes.
+    pub fn close(&self, closes: impl Fn(&FlowKey) -> bool) {
+        self.cut(|flow| !closes(&flow.key));
     }
 
     /// Number of flows.

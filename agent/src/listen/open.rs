@@ -14,6 +14,8 @@ use crate::table::{Destination, Frontend, FrontendKind, Table};
 /// Opens and closes sockets so that they follow the table.
 #[derive(Debug, Default)]
 pub struct Listeners {
+    /// Packet rules lead to transparent listeners what is for Services; only the shared HTTP port has a socket.
+    intercepted: bool,
     open: BTreeSet<Destination>,
     failed: BTreeMap<Destination, Fault>,
 }
@@ -45,10 +47,15 @@ pub enum Step {
 // === impl Listeners ===
 
 impl Listeners {
+    /// Where packet rules lead to other listeners what is for Services.
+    pub fn beside_interception() -> Self {
+        Self { intercepted: true, ..Self::default() }
+    }
+
     /// The steps from what is open to what `table` wants. What failed before is tried again.
     pub fn follow(&mut self, table: &Table, workers: usize) -> Vec<Step> {
         let wanted: BTreeMap<&Destination, &Frontend> =
-            table.frontends.iter().filter(|(_, frontend)| listens(frontend)).collect();
+            table.frontends.iter().filter(|(_, frontend)| self.listens(frontend)).collect();
         let mut steps = Vec::new();
         // Close first: a port may go from one Service to another at the same address, or from one family to both.
         self.open.retain(|destination| {
@@ -94,6 +101,19 @@ impl Listeners {
         self.failed.insert(*destination, Fault { service, kind: frontend.kind, reason, message, since });
     }
 
+    /// Whether a destination has a socket. Where nothing in the cluster could answer, opaque ports have none, so that the
+    /// kernel refuses at once (S5.1, S16.7); HTTP ports answer 503 instead and say why.
+    fn listens(&self, frontend: &Frontend) -> bool {
+        match &frontend.target {
+            None => true,
+            Some(_) if self.intercepted => false,
+            // There is no way to end SCTP here (S17.3); the control plane reports the port.
+            Some(target) if target.transport == Transport::Sctp => false,
+            Some(target) if target.transport == Transport::Udp => target.any_endpoint,
+            Some(target) => target.any_endpoint || target.protocol.is_http(),
+        }
+    }
+
     /// Everything that could not be opened.
     pub fn faults(&self) -> &BTreeMap<Destination, Fault> {
         &self.failed
@@ -102,17 +122,5 @@ impl Listeners {
     /// Number of destinations that are open.
     pub fn count(&self) -> usize {
         self.open.len()
-    }
-}
-
-/// Whether a destination has a listener. Where nothing in the cluster could answer, opaque ports have none, so that
-/// the kernel refuses at once (S5.1, S16.7); HTTP ports answer 503 instead and say why.
-fn listens(frontend: &Frontend) -> bool {
-    match &frontend.target {
-        None => true,
-        // There is no way to end SCTP here (S17.3); the control plane reports the port.
-        Some(target) if target.transport == Transport::Sctp => false,
-        Some(target) if target.transport == Transport::Udp => target.any_endpoint,
-        Some(target) => target.any_endpoint || target.protocol.is_http(),
     }
 }

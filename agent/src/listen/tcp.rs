@@ -163,7 +163,7 @@ async fn reach(
     record: &mut OpenConnection,
 ) -> Result<(TcpStream, Busy), Outcome> {
     let candidates = candidates(local, target, downstream)?;
-    connect(local, target, candidates, downstream.client.ip(), record).await
+    connect(local, target, candidates, downstream, record).await
 }
 
 fn candidates<'a>(local: &Local, target: &'a Target, downstream: &Downstream) -> Result<&'a Candidates, Outcome> {

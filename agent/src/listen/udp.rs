@@ -1,54 +1,94 @@
 //! Datagrams of clients: each finds its flow, or begins one.
 
 use std::{
+    cell::RefCell,
+    collections::HashMap,
     future::Future,
     io,
     net::SocketAddr,
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use api::resource::service::Transport;
+use foldhash::fast::RandomState;
 use tokio::net::UdpSocket;
 
+use super::socket;
 use crate::{
     balance::{choose::Client, flow::FlowHash},
-    forward::udp::{FlowKey, flow::Flow},
+    forward::udp::{FlowKey, batch::Batch, flow::Flow},
     local::Local,
     report::{
         outcome::Outcome,
         record::{Attempt, ClientSource, Downstream, OpenConnection},
     },
-    table::{Candidates, Target},
+    table::{Candidates, FrontendKind, Target},
 };
 
 /// Pause after an error that a listening socket should not have, so that it does not spin.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// Which socket answers from the address that a client dialled.
+trait Answer {
+    /// The socket for `destination`; it may be there already.
+    fn socket(&self, destination: SocketAddr) -> io::Result<Rc<UdpSocket>>;
+}
+
+/// The listener itself.
+struct Listener(Rc<UdpSocket>);
+
+/// One socket for each address, for as long as a flow needs it: there may be thousands of addresses, of which few are in
+/// use.
+#[derive(Default)]
+struct Answering {
+    sockets: RefCell<HashMap<SocketAddr, Weak<UdpSocket>, RandomState>>,
+}
+
 /// Serves the datagrams that arrive at `destination`, to which `socket` is bound, until `closed`. Its flows end with it.
 pub async fn serve(local: Rc<Local>, socket: UdpSocket, destination: SocketAddr, closed: impl Future<Output = ()>) {
-    let socket = Rc::new(socket);
+    let answer = Listener(Rc::new(socket));
+    let receive = |batch: &mut Batch| {
+        batch.receive(&answer.0, destination.is_ipv6(), |client, datagram| {
+            forward(&local, &answer, FlowKey { client, destination }, datagram);
+        })
+    };
     tokio::select! {
         biased;
         () = closed => {}
-        () = receive(&local, &socket, destination) => {}
+        () = receive_all(&local, &answer.0, receive) => {}
     }
-    local.flows.close(destination);
+    local.flows.close(|flow| flow.destination == destination);
 }
 
-async fn receive(local: &Rc<Local>, socket: &Rc<UdpSocket>, destination: SocketAddr) {
+/// Serves the datagrams that packet rules lead to `socket`, whatever their destination is, until `closed`. All flows end
+/// with it.
+pub async fn serve_redirected(local: Rc<Local>, socket: UdpSocket, ipv6: bool, closed: impl Future<Output = ()>) {
+    let answer = Answering::default();
+    let receive = |batch: &mut Batch| {
+        batch.receive_redirected(&socket, ipv6, |client, destination, datagram| {
+            forward(&local, &answer, FlowKey { client, destination }, datagram);
+        })
+    };
+    tokio::select! {
+        biased;
+        () = closed => {}
+        () = receive_all(&local, &socket, receive) => {}
+    }
+    local.flows.close(|flow| flow.destination.is_ipv6() == ipv6);
+}
+
+async fn receive_all(local: &Local, socket: &UdpSocket, receive: impl Fn(&mut Batch) -> io::Result<()>) {
     loop {
         // What the socket has to say, it says when it is read.
         let _ = socket.readable().await;
-        let received = local.flows.batch.borrow_mut().receive(socket, destination.is_ipv6(), |client, datagram| {
-            forward(local, socket, FlowKey { client, destination }, datagram);
-        });
+        let received = receive(&mut local.flows.batch.borrow_mut());
         match received {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
-                tracing::warn!(address = %destination, "cannot receive: {error}; trying again");
+                tracing::warn!(address = ?socket.local_addr().ok(), "cannot receive: {error}; trying again");
                 tokio::time::sleep(PAUSE).await;
             }
         }
@@ -56,9 +96,9 @@ async fn receive(local: &Rc<Local>, socket: &Rc<UdpSocket>, destination: SocketA
 }
 
 /// Sends a datagram along its flow. When its endpoint turns out to be gone, another one gets it.
-fn forward(local: &Rc<Local>, socket: &Rc<UdpSocket>, key: FlowKey, datagram: &[u8]) {
+fn forward(local: &Rc<Local>, answer: &impl Answer, key: FlowKey, datagram: &[u8]) {
     for _ in 0..local.limits.attempts {
-        let Some(flow) = local.flows.get(&key).or_else(|| begin(local, socket, key)) else { return };
+        let Some(flow) = local.flows.get(&key).or_else(|| begin(local, answer, key)) else { return };
         if flow.send(local, datagram) {
             return;
         }
@@ -67,13 +107,20 @@ fn forward(local: &Rc<Local>, socket: &Rc<UdpSocket>, key: FlowKey, datagram: &[
 }
 
 /// Begins a flow; `None` if its datagrams are to be dropped one by one.
-fn begin(local: &Rc<Local>, socket: &Rc<UdpSocket>, key: FlowKey) -> Option<Rc<Flow>> {
+fn begin(local: &Rc<Local>, answer: &impl Answer, key: FlowKey) -> Option<Rc<Flow>> {
     let table = local.table();
     let frontend = table.0.frontend(key.destination, Transport::Udp)?;
     let target = frontend.target.as_ref()?;
     if !local.flows.make_room(local.limits.flows) {
         return None;
     }
+    let answering = match answer.socket(key.destination) {
+        Ok(answering) => answering,
+        Err(error) => {
+            tracing::warn!(address = %key.destination, "cannot answer from this address: {error}; dropping a datagram");
+            return None;
+        }
+    };
     let downstream = Downstream {
         peer: key.client,
         local: key.destination,
@@ -92,7 +139,7 @@ fn begin(local: &Rc<Local>, socket: &Rc<UdpSocket>, key: FlowKey) -> Option<Rc<F
             record.close(outcome);
             (Flow::refused(local, key), None)
         }
-        Ok(candidates) => match open(local, target, candidates, key, &mut record) {
+        Ok(candidates) => match open(local, (target, frontend.kind), candidates, key, &mut record) {
             Some(flow) => (flow, Some(record)),
             None => {
                 record.close(Outcome::ConnectFailed);
@@ -102,14 +149,14 @@ fn begin(local: &Rc<Local>, socket: &Rc<UdpSocket>, key: FlowKey) -> Option<Rc<F
     };
     let flow = Rc::new(flow);
     local.flows.insert(&flow);
-    tokio::task::spawn_local(flow.clone().run(local.clone(), socket.clone(), record));
+    tokio::task::spawn_local(flow.clone().run(local.clone(), answering, record));
     Some(flow)
 }
 
 /// A flow to the endpoint that the balance chooses, or to the next one if there is no way to it.
 fn open(
     local: &Local,
-    target: &Target,
+    (target, kind): (&Target, FrontendKind),
     candidates: &Candidates,
     key: FlowKey,
     record: &mut OpenConnection,
@@ -119,7 +166,8 @@ fn open(
     while tried.len() < local.limits.attempts {
         let backend = local.choose(target, candidates, client, &tried)?;
         let started = Instant::now();
-        let flow = Flow::open(local, key, backend);
+        let source = local.source(target, kind, key.client, backend);
+        let flow = Flow::open(local, key, backend, source);
         record.note(|record| {
             record.attempts.push(Attempt {
                 backend: backend.clone(),
@@ -142,4 +190,26 @@ fn open(
         }
     }
     None
+}
+
+impl Answer for Listener {
+    fn socket(&self, _: SocketAddr) -> io::Result<Rc<UdpSocket>> {
+        Ok(self.0.clone())
+    }
+}
+
+impl Answer for Answering {
+    fn socket(&self, destination: SocketAddr) -> io::Result<Rc<UdpSocket>> {
+        let mut sockets = self.sockets.borrow_mut();
+        if let Some(socket) = sockets.get(&destination).and_then(Weak::upgrade) {
+            return Ok(socket);
+        }
+        if sockets.len() == sockets.capacity() {
+            // Before it grows: most of it may be gone.
+            sockets.retain(|_, socket| socket.strong_count() > 0);
+        }
+        let socket = Rc::new(UdpSocket::from_std(socket::answering(destination)?)?);
+        sockets.insert(destination, Rc::downgrade(&socket));
+        Ok(socket)
+    }
 }

@@ -114,6 +114,7 @@ mod tests {
             family: Family::Ipv4,
             protocol,
             tls: Terminate::No,
+            client_address: Default::default(),
             balance: Balance::Random,
             affinity: None,
             cluster: Candidates::default(),

@@ -83,7 +83,7 @@ impl Table {
 
 impl Location {
     /// Whether the pod ranges hold `address`.
-    fn is_pod(&self, address: IpAddr) -> bool {
+    pub fn is_pod(&self, address: IpAddr) -> bool {
         // They are disjoint and in order, so only the last one that begins at or before the address can hold it.
         let after = self.pod_cidrs.partition_point(|range| range.network() <= address);
         after.checked_sub(1).is_some_and(|last| self.pod_cidrs[last].contains(&address))
@@ -98,6 +98,11 @@ impl Target {
         if kind == FrontendKind::LoadBalancer && !self.admits(client) {
             return Verdict::Drop(Outcome::SourceRange);
         }
+        self.verdict_on_admitted(kind, || self.is_own(client) || from() != ClientKind::External)
+    }
+
+    /// As [`Target::verdict`], on a client whom source ranges admit, and who is a Pod or on this node if it is `inside`.
+    pub fn verdict_on_admitted(&self, kind: FrontendKind, inside: impl FnOnce() -> bool) -> Verdict<'_> {
         if !self.any_endpoint {
             return Verdict::Reject(Outcome::NoEndpoints);
         }
@@ -105,7 +110,7 @@ impl Target {
             FrontendKind::ClusterIp | FrontendKind::Route => self.internal_local,
             // S5.3: for those inside, it is as if the packet had left and come back through the load balancer.
             FrontendKind::NodePort | FrontendKind::LoadBalancer | FrontendKind::ExternalIp => {
-                self.external_local && !self.is_own(client) && from() == ClientKind::External
+                self.external_local && !inside()
             }
         };
         let candidates = if local { &self.local } else { &self.cluster };

@@ -89,6 +89,7 @@ pub fn target(protocol: AppProtocol, endpoints: &[SocketAddr]) -> Target {
         family: Family::Ipv4,
         protocol,
         tls: Terminate::No,
+        client_address: Default::default(),
         balance: Balance::RoundRobin,
         affinity: None,
         any_endpoint: !backends.is_empty(),

@@ -92,6 +92,7 @@ pub fn target(transport: Transport, backends: &[SocketAddr]) -> Target {
         family: Family::Ipv4,
         protocol: AppProtocol::Opaque,
         tls: Terminate::No,
+        client_address: Default::default(),
         balance: Balance::RoundRobin,
         affinity: None,
         cluster: candidates(backends),

@@ -52,6 +52,7 @@ pub fn target(name: &str, balance: Balance) -> Arc<Target> {
         family: Family::Ipv4,
         protocol: AppProtocol::Http,
         tls: Terminate::No,
+        client_address: Default::default(),
         balance,
         affinity: None,
         cluster: Candidates::default(),

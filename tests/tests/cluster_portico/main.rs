@@ -1,6 +1,8 @@
 //! Portico on a real cluster, deployed from the manifests that people apply, used with the commands that people type.
 //! These tests need root; `scripts/test cluster` runs them. They share one cluster, and one at a time has it.
 
+/// Every address of a Service.
+mod addresses;
 /// Who may do what.
 mod identity;
 /// What operators see in Jaeger.

@@ -43,6 +43,7 @@ pub(super) fn of<'a>(
         tls,
         balance: balance(service, port),
         affinity: affinity(service, port),
+        client_address: service.client_address,
         cluster: Candidates::default(),
         local: Candidates::default(),
         any_endpoint: eligible::any(&endpoints),

@@ -1,6 +1,6 @@
 //! Choosing and reaching an endpoint for a connection that has no requests to choose for.
 
-use std::{net::IpAddr, time::Instant};
+use std::time::Instant;
 
 use tokio::net::TcpStream;
 
@@ -10,13 +10,13 @@ use crate::{
     local::{Busy, Local},
     report::{
         outcome::Outcome,
-        record::{Attempt, OpenConnection},
+        record::{Attempt, Downstream, OpenConnection},
     },
     table::{Candidates, Target},
 };
 
-/// Connects to an endpoint of `target` for `client`: the one that the balance chooses, and if it cannot be reached the
-/// next one (S16.6), up to the limit of attempts. Each attempt is noted in `record`.
+/// Connects to an endpoint of `target` for the client of `downstream`: the one that the balance chooses, and if it cannot
+/// be reached the next one (S16.6), up to the limit of attempts. Each attempt is noted in `record`.
 ///
 /// # Errors
 /// How the last attempt failed.
@@ -24,9 +24,10 @@ pub async fn connect(
     local: &Local,
     target: &Target,
     candidates: &Candidates,
-    client: IpAddr,
+    downstream: &Downstream,
     record: &mut OpenConnection,
 ) -> Result<(TcpStream, Busy), Outcome> {
+    let client = downstream.client.ip();
     let client = Client { address: client, hash: FlowHash::of_client(client) };
     let mut tried = Vec::new();
     let mut failure = Outcome::NoEndpoints;
@@ -35,7 +36,8 @@ pub async fn connect(
         let upstream = local.upstream(backend.address);
         let busy = upstream.busy();
         let started = Instant::now();
-        let dialed = dial(backend.address, local.limits.connect_timeout).await;
+        let source = local.source(target, downstream.frontend, downstream.peer, backend);
+        let dialed = dial(backend.address, source, local.limits.connect_timeout).await;
         let took = started.elapsed();
         record.note(|record| {
             record.attempts.push(Attempt {

@@ -7,7 +7,12 @@ use std::{
     os::fd::AsRawFd as _,
 };
 
-use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg};
+use nix::{
+    cmsg_space,
+    sys::socket::{
+        ControlMessageOwned, MsgFlags, MultiHeaders, RecvMsg, SockaddrIn, SockaddrIn6, SockaddrStorage, recvmmsg,
+    },
+};
 use tokio::{io::Interest, net::UdpSocket};
 
 /// Datagrams received at once.
@@ -19,18 +24,26 @@ const SIZE: usize = 64 << 10;
 /// Buffers for one call.
 pub struct Batch {
     buffers: Box<[u8]>,
-    /// The kernel writes back how long an address was, and reads that again as the space for the next one: each family
-    /// has its own headers, so that there is always space.
-    ipv4: MultiHeaders<SockaddrStorage>,
-    ipv6: MultiHeaders<SockaddrStorage>,
+    plain: Families,
+    redirected: Families,
 }
+
+/// Headers of one call. The kernel writes back how long an address was, and reads that again as the space for the next one:
+/// each family has its own headers, so that there is always space.
+struct Families {
+    ipv4: Headers,
+    ipv6: Headers,
+}
+
+type Headers = MultiHeaders<SockaddrStorage>;
+
+type Datagram<'a> = RecvMsg<'a, 'a, SockaddrStorage>;
 
 // === impl Batch ===
 
 impl Default for Batch {
     fn default() -> Self {
-        let headers = || MultiHeaders::preallocate(COUNT, None);
-        Self { buffers: vec![0; COUNT * SIZE].into(), ipv4: headers(), ipv6: headers() }
+        Self { buffers: vec![0; COUNT * SIZE].into(), plain: Families::plain(), redirected: Families::redirected() }
     }
 }
 
@@ -47,22 +60,93 @@ impl Batch {
         ipv6: bool,
         mut each: impl FnMut(SocketAddr, &[u8]),
     ) -> io::Result<()> {
-        let headers = if ipv6 { &mut self.ipv6 } else { &mut self.ipv4 };
-        let mut buffers = self.buffers.chunks_exact_mut(SIZE);
-        let mut slices: [[IoSliceMut<'_>; 1]; COUNT] =
-            array::from_fn(|_| [IoSliceMut::new(buffers.next().unwrap_or_default())]);
-        socket.try_io(Interest::READABLE, || {
-            let mut count = 0;
-            for datagram in recvmmsg(socket.as_raw_fd(), headers, slices.iter_mut(), MsgFlags::empty(), None)? {
-                count += 1;
-                if let Some(sender) = datagram.address.and_then(|address| socket_address(&address)) {
-                    each(sender, datagram.iovs().next().unwrap_or_default());
-                }
+        receive(&mut self.buffers, self.plain.of(ipv6), socket, |datagram| {
+            if let Some(sender) = sender(&datagram) {
+                each(sender, content(&datagram));
             }
-            // Fewer than asked for: the socket is empty. Saying so saves the call that would find out.
-            if count < COUNT { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
         })
     }
+
+    /// As [`Batch::receive`], from a transparent socket: `each` gets the sender, the address that it sent to, and the content.
+    ///
+    /// # Errors
+    /// As [`Batch::receive`].
+    pub fn receive_redirected(
+        &mut self,
+        socket: &UdpSocket,
+        ipv6: bool,
+        mut each: impl FnMut(SocketAddr, SocketAddr, &[u8]),
+    ) -> io::Result<()> {
+        let mut complete = true;
+        let received = receive(&mut self.buffers, self.redirected.of(ipv6), socket, |datagram| {
+            match (sender(&datagram), destination(&datagram)) {
+                (Some(sender), Some(destination)) => each(sender, destination, content(&datagram)),
+                _ => complete = false,
+            }
+        });
+        if !complete {
+            // Without a destination there is nobody to give it to; and its header has no space for the next one.
+            self.redirected = Families::redirected();
+        }
+        received
+    }
+}
+
+// === impl Families ===
+
+impl Families {
+    fn plain() -> Self {
+        let headers = || MultiHeaders::preallocate(COUNT, None);
+        Self { ipv4: headers(), ipv6: headers() }
+    }
+
+    fn redirected() -> Self {
+        Self {
+            ipv4: MultiHeaders::preallocate(COUNT, Some(cmsg_space!(libc::sockaddr_in))),
+            ipv6: MultiHeaders::preallocate(COUNT, Some(cmsg_space!(libc::sockaddr_in6))),
+        }
+    }
+
+    fn of(&mut self, ipv6: bool) -> &mut Headers {
+        if ipv6 { &mut self.ipv6 } else { &mut self.ipv4 }
+    }
+}
+
+fn receive(
+    buffers: &mut [u8],
+    headers: &mut Headers,
+    socket: &UdpSocket,
+    mut each: impl FnMut(Datagram<'_>),
+) -> io::Result<()> {
+    let mut buffers = buffers.chunks_exact_mut(SIZE);
+    let mut slices: [[IoSliceMut<'_>; 1]; COUNT] =
+        array::from_fn(|_| [IoSliceMut::new(buffers.next().unwrap_or_default())]);
+    socket.try_io(Interest::READABLE, || {
+        let mut count = 0;
+        for datagram in recvmmsg(socket.as_raw_fd(), headers, slices.iter_mut(), MsgFlags::empty(), None)? {
+            count += 1;
+            each(datagram);
+        }
+        // Fewer than asked for: the socket is empty. Saying so saves the call that would find out.
+        if count < COUNT { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    })
+}
+
+fn content<'a>(datagram: &Datagram<'a>) -> &'a [u8] {
+    datagram.iovs().next().unwrap_or_default()
+}
+
+fn sender(datagram: &Datagram<'_>) -> Option<SocketAddr> {
+    datagram.address.and_then(|address| socket_address(&address))
+}
+
+/// Where a datagram was sent to, which packet rules have led to a socket of another address.
+fn destination(datagram: &Datagram<'_>) -> Option<SocketAddr> {
+    datagram.cmsgs().ok()?.find_map(|message| match message {
+        ControlMessageOwned::Ipv4OrigDstAddr(address) => Some(SocketAddr::V4(SockaddrIn::from(address).into())),
+        ControlMessageOwned::Ipv6OrigDstAddr(address) => Some(SocketAddr::V6(SockaddrIn6::from(address).into())),
+        _ => None,
+    })
 }
 
 fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {

@@ -15,6 +15,7 @@ use tokio::{io::Interest, net::UdpSocket, sync::Notify};
 
 use super::FlowKey;
 use crate::{
+    forward::socket::{Source, leave},
     local::{Busy, Local, Upstream},
     report::{outcome::Outcome, record::OpenConnection},
     table::Backend,
@@ -50,8 +51,8 @@ impl Flow {
     ///
     /// # Errors
     /// When there is no way to the address, or no descriptor left.
-    pub fn open(local: &Local, key: FlowKey, backend: &Arc<Backend>) -> io::Result<Self> {
-        let socket = connect(backend.address)?;
+    pub fn open(local: &Local, key: FlowKey, backend: &Arc<Backend>, source: Source) -> io::Result<Self> {
+        let socket = connect(backend.address, source)?;
         let upstream = local.upstream(backend.address);
         let way = Way { backend: backend.clone(), socket, _busy: upstream.busy(), upstream };
         Ok(Self::new(local, key, Some(way)))
@@ -209,9 +210,12 @@ impl Way {
     }
 }
 
-fn connect(address: SocketAddr) -> io::Result<UdpSocket> {
+fn connect(address: SocketAddr, source: Source) -> io::Result<UdpSocket> {
     let kind = Type::DGRAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::UDP))?;
+    // The port is part of what endpoints know a client by, so it is kept as well, unless another flow has it.
+    let port = if let Source::Client(client) = source { client.port() } else { 0 };
+    leave(&socket, source, port)?;
     socket.connect(&address.into())?;
     UdpSocket::from_std(socket.into())
 }

@@ -1,0 +1,133 @@
+use std::sync::Arc;
+
+use api::resource::{
+    name::NamespacedName,
+    service::{AppProtocol, Transport},
+    workload::Workload,
+};
+
+use super::*;
+use crate::table::{Balance, Candidates, Family, Location, Terminate};
+
+fn table() -> Table {
+    let workload = |address: IpAddr, node: &str| {
+        let pod = NamespacedName::new("default", "pod");
+        (address, Arc::new(Workload { address, pod, node: node.to_owned() }))
+    };
+    Table {
+        location: Location {
+            node: "here".to_owned(),
+            addresses: vec![[192, 168, 0, 1].into()],
+            pod_cidrs: vec!["10.1.0.0/16".parse().expect("a range")],
+            ..Location::default()
+        },
+        workloads: Arc::new(
+            [workload([10, 1, 0, 1].into(), "here"), workload([10, 1, 1, 1].into(), "there")].into_iter().collect(),
+        ),
+        ..Table::default()
+    }
+}
+
+fn target(client_address: ClientAddress, protocol: AppProtocol, external_local: bool) -> Target {
+    Target {
+        service: NamespacedName::new("default", "web"),
+        port_name: "".into(),
+        port: 80,
+        transport: Transport::Tcp,
+        family: Family::Ipv4,
+        protocol,
+        tls: Terminate::No,
+        balance: Balance::Random,
+        affinity: None,
+        client_address,
+        cluster: Candidates::default(),
+        local: Candidates::default(),
+        any_endpoint: true,
+        serving: Box::default(),
+        external: true,
+        internal_local: false,
+        external_local,
+        local_overflow: false,
+        source_ranges: Box::default(),
+        own_sources: Box::default(),
+    }
+}
+
+fn backend(address: &str, locality: Locality) -> Backend {
+    Backend {
+        address: address.parse().expect("an address"),
+        key: "".into(),
+        pod: "".into(),
+        node: "".into(),
+        zone: "".into(),
+        locality,
+        weight: 1,
+        draining: false,
+    }
+}
+
+fn check(kind: FrontendKind, target: &Target, client: &str, backend: &Backend, kept: bool) {
+    let client: SocketAddr = client.parse().expect("an address");
+    let expected = if kept { Source::Client(client) } else { Source::Node };
+    assert_eq!(choose(&table(), target, kind, client, backend), expected, "{kind:?} {client} {backend:?}");
+}
+
+const POD: &str = "10.1.0.1:5000";
+const POD_ELSEWHERE: &str = "10.1.1.1:5000";
+const NODE: &str = "192.168.0.1:5000";
+const OUTSIDE: &str = "203.0.113.1:5000";
+
+#[test]
+fn the_rows_of_s6() {
+    use FrontendKind::{ClusterIp, LoadBalancer, NodePort};
+    let (cluster, local) = (
+        target(ClientAddress::Auto, AppProtocol::Opaque, false),
+        target(ClientAddress::Auto, AppProtocol::Opaque, true),
+    );
+    let (here, there) = (backend("10.1.0.9:80", Locality::Node), backend("10.1.1.9:80", Locality::Zone));
+    for target in [&cluster, &local] {
+        check(ClusterIp, target, POD, &here, true);
+        check(ClusterIp, target, POD, &there, true);
+        check(ClusterIp, target, NODE, &here, false);
+        check(ClusterIp, target, OUTSIDE, &here, false);
+    }
+    for kind in [NodePort, LoadBalancer] {
+        for client in [POD, NODE, OUTSIDE] {
+            check(kind, &cluster, client, &here, false);
+        }
+        check(kind, &local, OUTSIDE, &here, true);
+        check(kind, &local, POD, &here, true);
+        check(kind, &local, POD, &there, true);
+        check(kind, &local, NODE, &here, false);
+    }
+}
+
+#[test]
+fn an_endpoint_that_reaches_itself_sees_the_node() {
+    let target = target(ClientAddress::Keep, AppProtocol::Opaque, true);
+    check(FrontendKind::ClusterIp, &target, POD, &backend("10.1.0.1:80", Locality::Node), false);
+}
+
+#[test]
+fn answers_have_to_come_back_here() {
+    let target = target(ClientAddress::Keep, AppProtocol::Opaque, true);
+    let there = backend("10.1.1.9:80", Locality::Cluster);
+    check(FrontendKind::LoadBalancer, &target, OUTSIDE, &there, false);
+    check(FrontendKind::ClusterIp, &target, POD_ELSEWHERE, &there, false);
+    check(FrontendKind::ClusterIp, &target, POD, &backend("[fd00::1]:80", Locality::Node), false);
+}
+
+#[test]
+fn the_annotation_decides_where_there_is_a_choice() {
+    let here = backend("10.1.0.9:80", Locality::Node);
+    let check = |client_address, protocol, kind, client, kept| {
+        check(kind, &target(client_address, protocol, false), client, &here, kept);
+    };
+    use AppProtocol::{Http, Opaque};
+    use FrontendKind::{ClusterIp, NodePort};
+    check(ClientAddress::Auto, Http, ClusterIp, POD, false);
+    check(ClientAddress::Keep, Http, ClusterIp, POD, true);
+    check(ClientAddress::Pool, Opaque, ClusterIp, POD, false);
+    check(ClientAddress::Keep, Opaque, NodePort, OUTSIDE, true);
+    check(ClientAddress::Keep, Opaque, NodePort, NODE, false);
+}

@@ -1,0 +1,179 @@
+//! The loop that keeps the rules in step with the tables, renews them, and puts them back when somebody removed them.
+
+use std::{num::NonZeroU16, time::Duration};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::MissedTickBehavior,
+};
+
+use super::{
+    Command, LEASE, OnExit, Source, host,
+    install::{Health, Installer},
+    program::Error,
+    ruleset::Ruleset,
+    state::State,
+};
+use crate::apply::control::Round;
+
+/// How often the rules are renewed and looked at.
+const BEAT: Duration = Duration::from_secs(4);
+
+/// How long to wait before rules that could not be installed are tried again.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Keeps the rules in step with the tables.
+pub struct Keeper {
+    installer: Installer,
+    on_exit: OnExit,
+    source: Source,
+    state: State,
+    inbox: mpsc::Receiver<(Command, oneshot::Sender<()>)>,
+    /// Rounds whose rules are not in force.
+    waiting: Vec<Round>,
+    /// The newest ruleset is not in force.
+    behind: bool,
+    /// Node ports that no connection of this host begins at.
+    reserved: Option<(NonZeroU16, NonZeroU16)>,
+}
+
+// === impl Keeper ===
+
+impl Keeper {
+    /// A keeper that has done nothing yet.
+    pub fn new(
+        installer: Installer,
+        on_exit: OnExit,
+        source: Source,
+        state: State,
+        inbox: mpsc::Receiver<(Command, oneshot::Sender<()>)>,
+    ) -> Self {
+        Self { installer, on_exit, source, state, inbox, waiting: Vec::new(), behind: false, reserved: None }
+    }
+
+    /// Follows, until it is told to end.
+    pub async fn run(mut self) {
+        let mut beat = tokio::time::interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut following = true;
+        loop {
+            tokio::select! {
+                changed = self.source.progress.changed(), if following => match changed {
+                    Ok(()) => self.follow().await,
+                    // The control loop has ended; the last table stays in force.
+                    Err(_) => following = false,
+                },
+                () = tokio::time::sleep(RETRY), if self.behind => self.follow().await,
+                _ = beat.tick() => self.look().await,
+                command = self.inbox.recv() => match command {
+                    Some((Command::Release, done)) => {
+                        following = false;
+                        self.release().await;
+                        // Nobody waits if the agent was dropped meanwhile.
+                        let _ = done.send(());
+                    }
+                    Some((Command::End, done)) => {
+                        self.end().await;
+                        let _ = done.send(());
+                        return;
+                    }
+                    None => return,
+                },
+            }
+        }
+    }
+
+    async fn follow(&mut self) {
+        // Before the table is read: it holds what these rounds have brought.
+        while let Ok(round) = self.source.rounds.try_recv() {
+            self.waiting.push(round);
+        }
+        let table = {
+            let progress = self.source.progress.borrow_and_update();
+            if progress.applied.is_none() {
+                return;
+            }
+            progress.table.clone()
+        };
+        self.reserve(table.node_port_range);
+        let ruleset = Ruleset::new(&table);
+        let destinations = ruleset.count();
+        let applied = self.installer.apply(ruleset).await;
+        self.behind = applied.is_err();
+        match applied {
+            Ok(()) => {
+                tracing::debug!(destinations, "packet rules follow the table");
+                self.state.in_force(destinations);
+                self.waiting.drain(..).for_each(&self.source.in_force);
+                if let Some(installed) = self.source.installed.take() {
+                    installed();
+                }
+            }
+            Err(error) => {
+                tracing::error!(reason = cause(&error), "cannot install packet rules: {error}; trying again");
+                self.state.failed(&error);
+            }
+        }
+    }
+
+    /// Keeps connections of this host away from node ports.
+    fn reserve(&mut self, range: Option<(NonZeroU16, NonZeroU16)>) {
+        if range == self.reserved {
+            return;
+        }
+        self.reserved = range;
+        if let Some((first, last)) = range
+            && let Err(error) = host::reserve_ports(first.get()..=last.get())
+        {
+            tracing::warn!(%first, %last, "cannot reserve node ports, a connection of this host may take one: {error}");
+        }
+    }
+
+    /// Renews the rules, and puts them back where they were if they are not.
+    async fn look(&mut self) {
+        match self.installer.renew().await {
+            Ok(Health::Good) => {}
+            Ok(Health::Replaced) => {
+                tracing::warn!("another agent of this node has installed its packet rules; leaving them alone");
+            }
+            Ok(Health::Broken) => {
+                tracing::warn!("somebody removed or changed the packet rules; installing them again");
+                match self.installer.repair().await {
+                    Ok(()) => self.state.repaired(),
+                    Err(error) => {
+                        tracing::error!(reason = cause(&error), "cannot install packet rules: {error}; trying again");
+                        self.state.failed(&error);
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::warn!(reason = cause(&error), "cannot look after the packet rules: {error}");
+                self.state.failed(&error);
+            }
+        }
+    }
+
+    async fn release(&mut self) {
+        self.behind = false;
+        if self.on_exit == OnExit::Remove
+            && let Err(error) = self.installer.apply(Ruleset::default()).await
+        {
+            tracing::warn!(reason = cause(&error), "cannot withdraw packet rules: {error}");
+        }
+    }
+
+    async fn end(&mut self) {
+        if self.on_exit == OnExit::Remove
+            && let Err(error) = self.installer.remove().await
+        {
+            tracing::warn!(
+                reason = cause(&error),
+                "cannot remove packet rules: {error}; they are inert after {LEASE:?}"
+            );
+        }
+    }
+}
+
+fn cause(error: &Error) -> Option<String> {
+    std::error::Error::source(error).map(ToString::to_string)
+}
