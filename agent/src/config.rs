@@ -162,6 +162,9 @@ pub struct DataPlaneArgs {
     /// Time for one attempt to connect to an endpoint
     #[arg(long, env = "PORTICO_CONNECT_TIMEOUT", value_name = "DURATION", default_value = "2s")]
     pub connect_timeout: String,
+    /// Time without a sign of life after which an endpoint of HTTP is taken for dead (TCP_USER_TIMEOUT)
+    #[arg(long, env = "PORTICO_UPSTREAM_USER_TIMEOUT", value_name = "DURATION", default_value = "20s")]
+    pub upstream_user_timeout: String,
     /// Time to the head of an endpoint's answer
     #[arg(long, env = "PORTICO_RESPONSE_TIMEOUT", value_name = "DURATION", default_value = "5m")]
     pub response_timeout: String,
@@ -405,6 +408,7 @@ impl DataPlaneArgs {
         let header_timeout = duration("--header-timeout", &self.header_timeout);
         let idle_timeout = duration("--idle-timeout", &self.idle_timeout);
         let connect_timeout = duration("--connect-timeout", &self.connect_timeout);
+        let upstream_user_timeout = duration("--upstream-user-timeout", &self.upstream_user_timeout);
         let response_timeout = duration("--response-timeout", &self.response_timeout);
         let tcp_idle_timeout = duration("--tcp-idle-timeout", &self.tcp_idle_timeout);
         let number = parse::number(1..=10_000_000u32);
@@ -472,6 +476,7 @@ impl DataPlaneArgs {
                 header_timeout: header_timeout?,
                 idle_timeout: idle_timeout?,
                 connect_timeout: connect_timeout?,
+                upstream_user_timeout: upstream_user_timeout?,
                 response_timeout: response_timeout?,
                 tcp_idle_timeout: tcp_idle_timeout?,
                 udp_idle_timeout: (Duration::from_secs(30), Duration::from_secs(120)),

@@ -41,6 +41,8 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// Time for one connection attempt.
     pub connect_timeout: Duration,
+    /// Time that bytes of a request may be unacknowledged by an endpoint (`TCP_USER_TIMEOUT`).
+    pub upstream_user_timeout: Duration,
     /// Time to the head of an endpoint's answer.
     pub response_timeout: Duration,
     /// Time without a byte in either direction on opaque connections (S16.5).

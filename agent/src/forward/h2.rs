@@ -22,7 +22,7 @@ use super::{
     coalesce::{Coalesced, DrivingExecutor},
     socket::{self, Source},
 };
-use crate::report::outcome::Outcome;
+use crate::{local::Limits, report::outcome::Outcome};
 
 /// Bytes that an endpoint may send before they are passed on: per stream, and for all streams of a connection. The second
 /// must be much larger, or one slow client would stop the others; half of it is also the budget for small frames, beyond
@@ -77,7 +77,7 @@ impl Connections {
         &self,
         address: SocketAddr,
         source: Source,
-        limit: Duration,
+        limits: &Limits,
         now: Instant,
     ) -> Result<Stream, Outcome> {
         loop {
@@ -86,7 +86,7 @@ impl Connections {
             }
             if !self.dialing.replace(true) {
                 let dialing = Dialing(self);
-                let connection = connect(address, source, limit, now).await;
+                let connection = connect(address, source, limits, now).await;
                 if let Err(outcome) = connection {
                     self.failed.set((self.failed.get().0 + 1, Some(outcome)));
                 }
@@ -149,10 +149,11 @@ impl Drop for Dialing<'_> {
 async fn connect(
     address: SocketAddr,
     source: Source,
-    limit: Duration,
+    limits: &Limits,
     now: Instant,
 ) -> Result<Rc<Connection>, Outcome> {
-    let stream = socket::dial(address, source, limit).await?;
+    let stream = socket::dial(address, source, limits.connect_timeout).await?;
+    socket::give_up_after(&stream, limits.upstream_user_timeout);
     let io = Coalesced::new(stream, BytesMut::new());
     let handshake = http2::Builder::new(DrivingExecutor::new(io.clone()))
         .initial_stream_window_size(WINDOWS.0)

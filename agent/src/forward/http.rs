@@ -359,7 +359,10 @@ impl Exchange<'_> {
         let mut connection = match pooled {
             Some(connection) => connection,
             None => match socket::dial(backend.address, source, local.limits.connect_timeout).await {
-                Ok(stream) => h1::Connection::new(stream, source, local.now()),
+                Ok(stream) => {
+                    socket::give_up_after(&stream, local.limits.upstream_user_timeout);
+                    h1::Connection::new(stream, source, local.now())
+                }
                 Err(outcome) => return Err(Failed { outcome, again: Some(body), stale: false }),
             },
         };
@@ -434,7 +437,7 @@ impl Exchange<'_> {
         let local = &self.session.local;
         let source = self.source(backend);
         let connections = upstream.pool.http2(source);
-        let stream = connections.stream(backend.address, source, local.limits.connect_timeout, local.now()).await;
+        let stream = connections.stream(backend.address, source, &local.limits, local.now()).await;
         let stream = match stream {
             Ok(stream) => stream,
             Err(outcome) => return Err(Failed { outcome, again: Some(body), stale: false }),

@@ -21,8 +21,8 @@ use crate::report::outcome::Outcome;
 /// Silence after which the kernel asks whether the other end still exists. Connections may idle for a day, so without
 /// asking, those to a node that lost power would pile up.
 ///
-/// `TCP_USER_TIMEOUT` is left alone on purpose: it also ends connections whose reader pauses with a full window, which a
-/// client under a pager or a debugger does for as long as it likes.
+/// `TCP_USER_TIMEOUT` is left alone on purpose for opaque bytes and towards clients: it also ends connections whose reader
+/// pauses with a full window, which one under a pager or a debugger does for as long as it likes.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new().with_time(Duration::from_secs(60));
 
 /// Mark of every packet that our own sockets send where traffic is intercepted: packet rules let them pass.
@@ -101,6 +101,16 @@ pub fn leave(socket: &Socket, source: Source, port: u16) -> io::Result<()> {
         tracing::warn!(client = %client.ip(), "cannot dial with the client's address: {error}; the endpoint sees the node");
     }
     Ok(())
+}
+
+/// Takes an endpoint for dead that has not acknowledged what was sent for `limit`, or does not answer when it is asked
+/// after as much silence. It is for connections of requests, which somebody waits for.
+pub fn give_up_after(stream: &TcpStream, limit: Duration) {
+    const LEAST: Duration = Duration::from_secs(1);
+    let socket = SockRef::from(stream);
+    let probes = TcpKeepalive::new().with_time(limit.max(LEAST)).with_interval((limit / 4).max(LEAST));
+    // They fail only on sockets that are no longer connected, which the first use shows.
+    let _ = socket.set_tcp_user_timeout(Some(limit)).and_then(|()| socket.set_tcp_keepalive(&probes));
 }
 
 fn outcome(error: &io::Error) -> Outcome {
@@ -194,6 +204,21 @@ mod tests {
         let stream = dial(listener.local_addr().expect("bound"), Source::System, LIMIT).await.expect("listening");
         assert!(stream.nodelay().expect("open"));
         assert!(SockRef::from(&stream).keepalive().expect("open"));
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_of_requests_is_given_up_when_it_is_silent() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+        let stream = dial(listener.local_addr().expect("bound"), Source::System, LIMIT).await.expect("listening");
+        assert_eq!(SockRef::from(&stream).tcp_user_timeout().expect("open"), None);
+        give_up_after(&stream, Duration::from_millis(20_500));
+        let socket = SockRef::from(&stream);
+        assert_eq!(socket.tcp_user_timeout().expect("open"), Some(Duration::from_millis(20_500)));
+        assert_eq!(socket.tcp_keepalive_time().expect("open"), Duration::from_secs(20));
+        assert_eq!(socket.tcp_keepalive_interval().expect("open"), Duration::from_secs(5));
+        // Whole seconds are the least that the kernel takes.
+        give_up_after(&stream, Duration::from_millis(300));
+        assert_eq!(SockRef::from(&stream).tcp_keepalive_interval().expect("open"), Duration::from_secs(1));
     }
 
     #[tokio::test]

@@ -50,6 +50,7 @@ pub fn limits() -> Limits {
         header_timeout: Duration::from_secs(15),
         idle_timeout: Duration::from_secs(600),
         connect_timeout: Duration::from_secs(2),
+        upstream_user_timeout: Duration::from_secs(20),
         response_timeout: Duration::from_secs(300),
         tcp_idle_timeout: Duration::from_secs(24 * 3600),
         udp_idle_timeout: (Duration::from_secs(30), Duration::from_secs(120)),

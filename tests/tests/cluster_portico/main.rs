@@ -29,8 +29,14 @@ use tokio::sync::{Mutex, MutexGuard, OnceCell};
 /// Restarts of a Deployment under load. More by environment variable.
 const RESTARTS: usize = 5;
 const RESTARTS_VARIABLE: &str = "PORTICO_TEST_RESTARTS";
+/// Seconds without an API server under load. More by environment variable.
+const OUTAGE: u64 = 5;
+const OUTAGE_VARIABLE: &str = "PORTICO_TEST_OUTAGE";
 /// Requests a second through all nodes meanwhile.
 const RATE: u32 = 300;
+/// Within this time requests on kept connections to Pods whose node has lost its power are given up
+/// (`--upstream-user-timeout`, 20 s), also on a busy machine. Without the option it would be minutes.
+const GIVEN_UP: Duration = Duration::from_secs(90);
 const SYSTEM: &str = "portico-system";
 
 static CLUSTER: OnceCell<Kubectl> = OnceCell::const_new();
@@ -124,8 +130,12 @@ async fn answers_at(sandbox: &Sandbox, addresses: &[SocketAddr]) {
 
 /// Load from outside through every node, and which Pods answered.
 fn load(port: u16) -> Load {
+    load_at(&node_ports(port))
+}
+
+fn load_at(addresses: &[SocketAddr]) -> Load {
     let from = HOST[0];
-    let clients: Vec<(IpAddr, SocketAddr)> = node_ports(port).into_iter().map(|to| (from, to)).collect();
+    let clients: Vec<(IpAddr, SocketAddr)> = addresses.iter().map(|&to| (from, to)).collect();
     Load::start(RATE, "sandbox", &clients)
 }
 
@@ -204,7 +214,12 @@ async fn traffic_goes_on_without_api_server_and_gateways() {
     // The API server is away, and what happened meanwhile is forgotten when it comes back.
     let api = sandbox.cluster();
     api.stop_apiserver().expect("the API server ends");
-    load.more(3 * RATE as usize).await;
+    let outage = std::env::var(OUTAGE_VARIABLE).ok();
+    let outage = outage.map_or(OUTAGE, |value| value.parse().expect("a number of seconds"));
+    for _ in 0..outage {
+        load.more(RATE as usize).await;
+    }
+    none_failed(&load);
     api.compact().await.expect("etcd forgets");
     api.start_apiserver().await.expect("the API server starts");
     kubectl.until("get nodes -o name", "the API server answers", |nodes| nodes.lines().count() == 3).await;
@@ -245,12 +260,25 @@ async fn a_node_that_dies_takes_only_itself() {
     let listed = "get endpointslices -l kubernetes.io/service-name=survivor \
                   -o jsonpath={.items[*].endpoints[?(@.nodeName=='node-3')].conditions.ready}";
     kubectl.until(listed, "the node has endpoints", |ready| ready.contains("true")).await;
+    let alive = &node_ports(30_104)[..2];
+    // Its connections to all Pods are kept, also to those that are about to go without a word.
+    let mut load = load_at(alive);
+    load.more(RATE as usize).await;
     sandbox.stop_node(3).expect("the node dies");
-    // A request on a kept connection to a Pod there waits until the cluster has noticed; from then on nobody goes there.
+    // What waits for a Pod there is given up and repeated elsewhere, before the cluster knows or not.
+    let asked = load.requests();
+    let served = async {
+        while load.requests() < asked + 3 * RATE as usize {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(GIVEN_UP, served).await;
+    assert!(in_time.is_ok(), "{} requests were answered within {GIVEN_UP:?}", load.requests() - asked);
+    none_failed(&load);
+    drop(load);
     let ready = "get node node-3 -o jsonpath={.status.conditions[?(@.type=='Ready')].status}";
     kubectl.until(ready, "the cluster has noticed", |status| status != "True").await;
     kubectl.until(listed, "its endpoints are not ready", |ready| !ready.contains("true")).await;
-    let alive = &node_ports(30_104)[..2];
     answers_at(sandbox, alive).await;
     for to in alive {
         for _ in 0..20 {
