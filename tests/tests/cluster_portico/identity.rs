@@ -1,6 +1,16 @@
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{collections::BTreeSet, net::SocketAddr, path::Path};
 
-use tests::{client, kubectl::Kubectl, metrics::Metrics, sandbox::plan::HOST, tools};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use k8s_openapi::jiff::Timestamp;
+use rcgen::{KeyPair, SigningKey as _};
+use serde_json::{Value, json};
+use tests::{
+    client,
+    kubectl::Kubectl,
+    metrics::Metrics,
+    sandbox::{pki::SERVICE_ACCOUNT_KEY, plan::HOST, state::ROOT},
+    tools,
+};
 
 use crate::{SYSTEM, cluster};
 
@@ -77,17 +87,87 @@ async fn refusals(gateway: &str) -> f64 {
     Metrics::from(text).sum("portico_discovery_refusals_total", &[])
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_talks_to_the_agent_of_a_node_and_nobody_else() {
-    let (_, kubectl, _turn) = cluster().await;
-    let gateways = "-n portico-system get pods -l app.kubernetes.io/component=gateway";
-    let gateway = kubectl.run(&format!("{gateways} -o jsonpath={{.items[0].status.podIP}}")).await;
+/// Address of a gateway.
+async fn gateway(kubectl: &Kubectl) -> String {
+    let gateways =
+        "-n portico-system get pods -l app.kubernetes.io/component=gateway --field-selector status.phase=Running";
+    kubectl.run(&format!("{gateways} -o jsonpath={{.items[0].status.podIP}}")).await
+}
+
+/// The CA certificates of the gateways.
+async fn authority(kubectl: &Kubectl) -> tempfile::NamedTempFile {
     let ca = kubectl.run("-n portico-system get configmap portico-gateway-ca -o jsonpath={.data.ca\\.crt}").await;
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     std::fs::write(file.path(), ca).expect("the file can be written");
+    file
+}
+
+/// Name of the Pod that is the agent of the first node.
+async fn agent(kubectl: &Kubectl) -> String {
+    let agents =
+        "-n portico-system get pods -l app.kubernetes.io/component=agent --field-selector spec.nodeName=node-1";
+    kubectl.run(&format!("{agents} -o jsonpath={{.items[0].metadata.name}}")).await
+}
+
+/// A token with another end, signed as the API server does (ES256, RFC 7518 section 3.4).
+fn ending(token: &str, end: i64) -> String {
+    let mut parts = token.split('.');
+    let (header, claims) = (parts.next().expect("a header"), parts.next().expect("claims"));
+    let mut claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).expect("base64")).expect("JSON");
+    let life = Timestamp::now().as_second() - claims["iat"].as_i64().expect("a time") + 600;
+    for name in ["iat", "nbf"] {
+        claims[name] = json!(end - life);
+    }
+    claims["exp"] = json!(end);
+    let signed = format!("{header}.{}", URL_SAFE_NO_PAD.encode(claims.to_string()));
+    let key = std::fs::read_to_string(Path::new(ROOT).join("pki").join(SERVICE_ACCOUNT_KEY)).expect("the key");
+    let signature = KeyPair::from_pem(&key).expect("a key").sign(signed.as_bytes()).expect("a signature");
+    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(fixed(&signature)))
+}
+
+/// An ECDSA signature of two numbers in ASN.1 as two times 32 bytes.
+fn fixed(signature: &[u8]) -> [u8; 64] {
+    let mut fixed = [0; 64];
+    let mut rest = &signature[2..];
+    for half in fixed.chunks_mut(32) {
+        let (number, after) = rest[2..].split_at(usize::from(rest[1]));
+        let number = number.strip_prefix(&[0]).unwrap_or(number);
+        half[32 - number.len()..].copy_from_slice(number);
+        rest = after;
+    }
+    fixed
+}
+
+/// The shortest life that the API server gives a token is ten minutes, so this one is made with the key of the cluster.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_refused_once_it_has_expired_or_its_pod_is_gone() {
+    let (_, kubectl, _turn) = cluster().await;
+    let (gateway, file, pod) = (gateway(&kubectl).await, authority(&kubectl).await, agent(&kubectl).await);
     let ca = file.path().display().to_string();
-    let agent = "-n portico-system get pods -l app.kubernetes.io/component=agent --field-selector spec.nodeName=node-1";
-    let pod = kubectl.run(&format!("{agent} -o jsonpath={{.items[0].metadata.name}}")).await;
+    let bound = ["--audience=portico-discovery", "--bound-object-kind=Pod", "--bound-object-name", &pod];
+    let valid = token(&kubectl, "portico-agent", &bound).await;
+    let now = Timestamp::now().as_second();
+    let said = hello(&gateway, &ca, &ending(&valid, now + 300), "node-1").await;
+    assert!(
+        said.contains("\"welcome\""),
+        "a token of ours that ends later is as good as one of the API server: {said}"
+    );
+    let said = hello(&gateway, &ca, &ending(&valid, now - 60), "node-1").await;
+    assert!(said.contains("Code: Unauthenticated"), "{said}");
+
+    // Nobody has shown this one yet, so that no answer to it is remembered.
+    let orphan = token(&kubectl, "portico-agent", &bound).await;
+    kubectl.words(&["-n", SYSTEM, "delete", "pod", &pod, "--wait=true"]).await;
+    let said = hello(&gateway, &ca, &orphan, "node-1").await;
+    assert!(said.contains("Code: Unauthenticated"), "{said}");
+    kubectl.rolled_out(SYSTEM, "daemonset/portico-agent").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_talks_to_the_agent_of_a_node_and_nobody_else() {
+    let (_, kubectl, _turn) = cluster().await;
+    let (gateway, file, pod) = (gateway(&kubectl).await, authority(&kubectl).await, agent(&kubectl).await);
+    let ca = file.path().display().to_string();
 
     let right = ["--audience=portico-discovery"];
     let bound = ["--audience=portico-discovery", "--bound-object-kind=Pod", "--bound-object-name", &pod];

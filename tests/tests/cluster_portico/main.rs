@@ -3,6 +3,8 @@
 
 /// Every address of a Service.
 mod addresses;
+/// Gateways that come, go and lead.
+mod gateways;
 /// Who may do what.
 mod identity;
 /// What operators see in Jaeger.
@@ -225,9 +227,7 @@ async fn traffic_goes_on_without_api_server_and_gateways() {
     kubectl.until("get nodes -o name", "the API server answers", |nodes| nodes.lines().count() == 3).await;
     kubectl.run("scale deployment steady --replicas=6").await;
     kubectl.rolled_out("default", "deployment/steady").await;
-    let pods = kubectl.run("get pods -l app=steady -o jsonpath={.items[*].metadata.name}").await;
-    let pods: BTreeSet<String> = pods.split_whitespace().map(str::to_owned).collect();
-    everyone_answers(&mut load, &pods).await;
+    everyone_answers(&mut load, &pods_of(&kubectl, "steady").await).await;
     none_failed(&load);
 
     // Both gateways are killed, and the cluster makes new ones.
@@ -235,12 +235,18 @@ async fn traffic_goes_on_without_api_server_and_gateways() {
     kubectl.rolled_out(SYSTEM, "deployment/portico-gateway").await;
     kubectl.run("rollout restart deployment steady").await;
     kubectl.rolled_out("default", "deployment/steady").await;
-    let pods = kubectl.run("get pods -l app=steady -o jsonpath={.items[*].metadata.name}").await;
-    let pods = pods.split_whitespace().map(str::to_owned).filter(|pod| !pods.is_empty() && !pod.is_empty()).collect();
-    everyone_answers(&mut load, &pods).await;
+    everyone_answers(&mut load, &pods_of(&kubectl, "steady").await).await;
     none_failed(&load);
     drop(load);
     kubectl.run("delete service,deployment steady --wait=false").await;
+}
+
+/// The Pods of a Deployment that are not about to end.
+async fn pods_of(kubectl: &Kubectl, app: &str) -> BTreeSet<String> {
+    let line = "{range .items[*]}{.metadata.name} {.metadata.deletionTimestamp}{\"\\n\"}{end}";
+    let pods = kubectl.words(&["get", "pods", "-l", &format!("app={app}"), "-o", &format!("jsonpath={line}")]).await;
+    let staying = pods.lines().filter_map(|line| line.strip_suffix(' '));
+    staying.map(str::to_owned).collect()
 }
 
 /// Waits until each of these Pods has answered once more.
