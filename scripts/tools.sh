@@ -29,7 +29,8 @@ kubernetes_version=$(go_version kubernetes k8s.io/kubernetes)
 etcd_version=$(go_version etcd go.etcd.io/etcd/server/v3)
 helm_version=$(go_version helm helm.sh/helm/v3)
 jaeger_version=$(go_version jaeger github.com/jaegertracing/jaeger)
-readonly kubernetes_version etcd_version helm_version jaeger_version
+coredns_version=$(go_version coredns github.com/coredns/coredns)
+readonly kubernetes_version etcd_version helm_version jaeger_version coredns_version
 
 # The Python environment is keyed by what it contains, so that changing a pin makes a new one.
 python_key=$(sha256sum "$root/scripts/python.txt" | cut -c1-12)
@@ -44,11 +45,12 @@ readonly kubernetes_dir=$tools/kubernetes-$kubernetes_version
 readonly etcd_dir=$tools/etcd-$etcd_version
 readonly helm_dir=$tools/helm-$helm_version
 readonly jaeger_dir=$tools/jaeger-$jaeger_version
+readonly coredns_dir=$tools/coredns-$coredns_version
 
 # Everything of ours comes first in PATH, so that a tool of another version that happens to be installed is not used.
 # Debian keeps servers in sbin, which is not in every user's PATH.
 PATH=$buf_dir/node_modules/.bin:$cargo_deny_dir/bin:$cargo_fuzz_dir/bin:$grpcurl_dir/bin:$python_dir/bin:$PATH:/usr/sbin:/sbin
-PATH=$kubernetes_dir/bin:$etcd_dir/bin:$helm_dir/bin:$jaeger_dir/bin:$PATH
+PATH=$kubernetes_dir/bin:$etcd_dir/bin:$helm_dir/bin:$jaeger_dir/bin:$coredns_dir/bin:$PATH
 export PATH
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }

@@ -48,7 +48,6 @@ fn zone(services: u32) -> Zone {
     let host = |last: u8| Host {
         label: format!("db-{last:02}").into_bytes().into(),
         name: name(&format!("db-{last:02}.db.default.svc.cluster.local.")),
-        given: true,
         addresses: [IpAddr::from([10, 0, 0, last])].into(),
         ports: [port.clone()].into(),
     };

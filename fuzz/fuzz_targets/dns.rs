@@ -32,7 +32,6 @@ static ZONE: LazyLock<Zone> = LazyLock::new(|| {
     let host = Host {
         label: (*b"h").into(),
         name: name("h.b.ns.svc.x."),
-        given: true,
         addresses: [address(2), IpAddr::from([0xfd; 16])].into(),
         ports: [port.clone()].into(),
     };

@@ -66,6 +66,8 @@ pub struct Config {
     pub serving: server::Serving,
     /// The program that the image `portico` holds.
     pub portico: PathBuf,
+    /// Name servers for Pods; if there are none, the ClusterIPs of the Service `kube-dns`.
+    pub cluster_dns: Vec<IpAddr>,
 }
 
 /// Runs the kubelet of one node until it is stopped. Then every process of its Pods is killed and what it mounted and

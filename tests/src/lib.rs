@@ -38,6 +38,8 @@ pub mod load;
 pub mod deployment;
 /// `portico standalone` as a process of its own.
 pub mod standalone;
+/// A name server for what is not in the cluster.
+pub mod upstream;
 /// A whole Portico in one process.
 pub mod stack;
 /// `kubectl`, as people type it.

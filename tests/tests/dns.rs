@@ -8,8 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tests::{manifests::node, net::Net, resolver::Resolver, stack::Stack};
-use tokio::net::UdpSocket;
+use tests::{manifests::node, net::Net, resolver::Resolver, stack::Stack, upstream};
 
 /// Nothing that is waited for takes this long.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -80,38 +79,15 @@ fn set(lines: &[&str]) -> BTreeSet<String> {
     lines.iter().map(|line| (*line).to_owned()).collect()
 }
 
-/// A server that knows one name, `www.example.test` at 192.0.2.7, and says of others that they do not exist.
-async fn other_server(net: &Net) -> SocketAddr {
-    use hickory_proto::{
-        op::{Message, ResponseCode},
-        rr::{Name, RData, Record, RecordType},
-    };
-    let socket = UdpSocket::bind(net.at("9.1", 0)).await.expect("a free port");
-    let address = socket.local_addr().expect("bound");
-    let known = Name::from_ascii("www.example.test.").expect("a name");
-    tokio::spawn(async move {
-        let mut buffer = [0; 2_048];
-        while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
-            let question = Message::from_vec(&buffer[..length]).expect("a question");
-            let mut reply = Message::response(question.metadata.id, question.metadata.op_code);
-            let query = &question.queries[0];
-            if *query.name() != known {
-                reply.metadata.response_code = ResponseCode::NXDomain;
-            } else if query.query_type() == RecordType::A {
-                let data = RData::from(std::net::IpAddr::from([192, 0, 2, 7]));
-                reply.answers = vec![Record::from_rdata(query.name().clone(), 60, data)];
-            }
-            reply.queries = question.queries;
-            socket.send_to(&reply.to_vec().expect("encodes"), client).await.expect("is sent");
-        }
-    });
-    address
+/// A server that knows `www.example.test`, and says of other names that they do not exist.
+fn other_server(net: &Net) -> SocketAddr {
+    upstream::start(net.at("9.1", 0))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn names_of_the_cluster_are_answered_over_udp_and_tcp() {
     let net = Net::claim();
-    let stack = stack(3, other_server(&net).await).await;
+    let stack = stack(3, other_server(&net)).await;
     let server = stack.at("0.1", 10_053);
     for carrier in ["+notcp", "+tcp"] {
         let web = stack.net.place("web.prod.svc.cluster.local. A 127.N.96.10");
@@ -135,7 +111,7 @@ async fn names_of_the_cluster_are_answered_over_udp_and_tcp() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_fit_a_datagram_comes_over_tcp() {
     let net = Net::claim();
-    let stack = stack(200, other_server(&net).await).await;
+    let stack = stack(200, other_server(&net)).await;
     let server = stack.at("0.1", 10_053);
     let name = "db.prod.svc.cluster.local";
     let (status, records) = dig(server, &["+notcp", "+ignore", "+noedns", name]).await;
@@ -148,7 +124,7 @@ async fn what_does_not_fit_a_datagram_comes_over_tcp() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_finds_short_names_and_names_of_the_world() {
     let net = Net::claim();
-    let stack = stack(1, other_server(&net).await).await;
+    let stack = stack(1, other_server(&net)).await;
     let server = stack.at("0.1", 10_053);
     let search = ["prod.svc.cluster.local", "svc.cluster.local", "cluster.local"].map(str::to_owned);
     let resolver = Resolver { search: search.into(), ndots: 5 };
@@ -179,7 +155,7 @@ async fn a_pod_finds_short_names_and_names_of_the_world() {
 #[tokio::test(flavor = "multi_thread")]
 async fn endpoints_that_come_and_go_are_seen() {
     let net = Net::claim();
-    let stack = stack(1, other_server(&net).await).await;
+    let stack = stack(1, other_server(&net)).await;
     let server = stack.at("0.1", 10_053);
     let name = "db.prod.svc.cluster.local";
     assert_eq!(dig(server, &[name]).await.1.len(), 1);

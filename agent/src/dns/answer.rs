@@ -2,7 +2,7 @@
 //!
 //! Schema 1.1.0 of "Kubernetes DNS-Based Service Discovery"; where it leaves something open, as CoreDNS answers.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use api::resource::workload::Workload;
 use fastrand::Rng;
@@ -153,7 +153,7 @@ fn at(
         return Answer { answers: found, authorities: authority(), ..Answer::default() };
     }
     random.shuffle(&mut data);
-    let ttl = if matches!(node, Node::Version) { VERSION_TTL } else { TTL };
+    let ttl = if matches!(data.first(), Some(RData::TXT(_))) { VERSION_TTL } else { TTL };
     let additionals = additionals(node, &data, known);
     let mut answers = found;
     answers.extend(data.into_iter().map(|data| Record::from_rdata(owner.clone(), ttl, data)));
@@ -232,16 +232,24 @@ fn addresses(node: &Node<'_>, kind: RecordType, known: &Known<'_>) -> Vec<RData>
         Node::NameServer => data(known.servers),
         Node::Host(host) => data(&host.addresses),
         Node::Pod(address) => data(&[*address]),
-        Node::Service(Entry { content: Content::ClusterIps(addresses, _), .. }) => data(addresses),
-        Node::Service(entry) => {
-            // An address may have two names, and is listed once.
-            let mut all: Vec<IpAddr> = entry.hosts.iter().flat_map(|host| host.addresses.iter().copied()).collect();
-            all.sort_unstable();
-            all.dedup();
-            data(&all)
-        }
-        Node::Missing | Node::Between | Node::Apex | Node::Version | Node::Ports(..) => vec![],
+        Node::Service(entry) | Node::Ports(entry, ..) => match &entry.content {
+            Content::ClusterIps(addresses, _) => data(addresses),
+            Content::Headless | Content::Alias(_) => data(&of_hosts(entry, node)),
+        },
+        Node::Missing | Node::Between | Node::Apex | Node::Version => vec![],
     }
+}
+
+/// Addresses of the endpoints of a headless Service, or of those that have the port which is asked for.
+fn of_hosts(entry: &Entry, node: &Node<'_>) -> Vec<IpAddr> {
+    let wanted = |host: &&Host| match node {
+        Node::Ports(_, port, proto) => host.ports.iter().any(|known| known.is(port, proto)),
+        _ => true,
+    };
+    // An address may have two names, and is listed once.
+    let all: BTreeSet<IpAddr> =
+        entry.hosts.iter().filter(wanted).flat_map(|host| host.addresses.iter().copied()).collect();
+    all.into_iter().collect()
 }
 
 fn services(node: &Node<'_>) -> Vec<RData> {
@@ -264,7 +272,9 @@ fn additionals(node: &Node<'_>, data: &[RData], known: &Known<'_>) -> Vec<Record
         records.extend(addresses.iter().map(record));
     };
     match node {
-        Node::Apex => add(&name_server(&known.zone.domain), known.servers),
+        Node::Apex if matches!(data.first(), Some(RData::NS(_))) => {
+            add(&name_server(&known.zone.domain), known.servers)
+        }
         Node::Host(host) if matches!(data.first(), Some(RData::SRV(_))) => add(&host.name, &host.addresses),
         Node::Service(entry) | Node::Ports(entry, ..) if matches!(data.first(), Some(RData::SRV(_))) => {
             match &entry.content {

@@ -131,14 +131,10 @@ impl Request {
         self.encode(&self.message(Answer { code, ..Answer::default() }, false))
     }
 
-    /// The reply with what the zone says.
+    /// The reply with what the zone says, or begins with: who speaks for the first name of an answer speaks with
+    /// authority, wherever an alias leads (RFC 1035, section 4.1.1).
     pub fn reply(&self, answer: Answer) -> Vec<u8> {
         self.fit(self.message(answer, true))
-    }
-
-    /// The reply with what others say, beginning with our own alias.
-    pub fn relay(&self, answer: Answer) -> Vec<u8> {
-        self.fit(self.message(answer, false))
     }
 
     fn message(&self, answer: Answer, authoritative: bool) -> Message {

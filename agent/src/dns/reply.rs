@@ -117,22 +117,23 @@ impl Reply {
         self.bytes.len() + self.ttls.len() * size_of::<usize>()
     }
 
-    /// The message as it came, for reading its records.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// The message for a client that asked the same, `age` after it came.
-    pub fn to(&self, request: &Request, name: &[u8], age: Duration) -> Vec<u8> {
+    /// The message with another spelling of the question: who asked first may have spelled it in a way of his own. Names
+    /// that are written as references to the question follow.
+    pub fn spelled(&self, name: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.bytes.len() + 11);
         bytes.extend_from_slice(&self.bytes);
-        bytes[..2].copy_from_slice(&request.id().to_be_bytes());
-        bytes[2] = bytes[2] & !0x01 | u8::from(request.recursion_desired());
-        // The spelling of the question; names that are written as references to it follow.
         let end = HEADER + name.len();
         if end + 4 == self.question_end {
             bytes[HEADER..end].copy_from_slice(name);
         }
+        bytes
+    }
+
+    /// The message for a client that asked the same, `age` after it came.
+    pub fn to(&self, request: &Request, name: &[u8], age: Duration) -> Vec<u8> {
+        let mut bytes = self.spelled(name);
+        bytes[..2].copy_from_slice(&request.id().to_be_bytes());
+        bytes[2] = bytes[2] & !0x01 | u8::from(request.recursion_desired());
         let age = u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
         for at in &self.ttls {
             if let Some(ttl) = bytes[*at..].first_chunk_mut::<4>() {

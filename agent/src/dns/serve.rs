@@ -293,12 +293,15 @@ impl Server {
             responded(reply.code);
             return reply.to(&request, &wire_name(request.query.name()), age);
         }
-        let answer = match Message::from_vec(reply.bytes()) {
+        let answer = match Message::from_vec(&reply.spelled(&wire_name(question.query.name()))) {
             Ok(message) => continued(found, message, age),
-            Err(_) => Answer { code: ResponseCode::ServFail, ..Answer::default() },
+            Err(_) => {
+                responded(ResponseCode::ServFail);
+                return request.fail(ResponseCode::ServFail);
+            }
         };
         responded(answer.code);
-        request.relay(answer)
+        request.reply(answer)
     }
 }
 

@@ -30,7 +30,7 @@ pub struct Zone {
     /// By `service.namespace`.
     services: Map<Box<[u8]>, Arc<Entry>>,
     namespaces: HashSet<Box<[u8]>, FixedState>,
-    /// What an address is called: the Service whose ClusterIP it is, else the endpoints with a host name there.
+    /// What an address is called: the Service whose ClusterIP it is, else the endpoints there that have names.
     pointers: Map<IpAddr, Box<[Name]>>,
 }
 
@@ -64,8 +64,6 @@ pub struct Host {
     pub label: Box<[u8]>,
     /// The full name.
     pub name: Name,
-    /// Whether the label is the host name of a Pod, and not made from the address. Only then is the address called so.
-    pub given: bool,
     /// Addresses, sorted.
     pub addresses: Box<[IpAddr]>,
     /// Named ports, sorted.
@@ -141,7 +139,7 @@ fn pointers<'a>(entries: impl Iterator<Item = &'a Arc<Entry>> + Clone) -> Map<Ip
         }
     }
     let services: BTreeSet<IpAddr> = pointers.keys().copied().collect();
-    for host in entries.flat_map(|entry| &entry.hosts).filter(|host| host.given) {
+    for host in entries.flat_map(|entry| &entry.hosts) {
         for address in host.addresses.iter().filter(|address| !services.contains(address)) {
             pointers.entry(*address).or_default().push(host.name.clone());
         }
@@ -199,16 +197,16 @@ fn alias(external_name: &str) -> Option<Name> {
 fn hosts<'a>(service: &Name, endpoints: impl Iterator<Item = &'a Endpoint>) -> Box<[Host]> {
     #[derive(Default)]
     struct Shared {
-        given: bool,
         addresses: BTreeSet<IpAddr>,
         ports: BTreeSet<Port>,
     }
     let mut by_label: BTreeMap<String, Shared> = BTreeMap::new();
     for endpoint in endpoints {
-        let given = !endpoint.hostname.is_empty();
-        let label = if given { endpoint.hostname.to_ascii_lowercase() } else { dashed(endpoint.address) };
+        let label = match endpoint.hostname.as_str() {
+            "" => dashed(endpoint.address),
+            hostname => hostname.to_ascii_lowercase(),
+        };
         let shared = by_label.entry(label).or_default();
-        shared.given |= given;
         shared.addresses.insert(endpoint.address);
         let ports = endpoint.ports.iter().filter_map(|port| Port::new(&port.name, port.transport, port.port.get()));
         shared.ports.extend(ports);
@@ -217,7 +215,6 @@ fn hosts<'a>(service: &Name, endpoints: impl Iterator<Item = &'a Endpoint>) -> B
         Some(Host {
             name: service.prepend_label(label.as_bytes()).ok()?,
             label: label.into_bytes().into(),
-            given: shared.given,
             addresses: shared.addresses.into_iter().collect(),
             ports: shared.ports.into_iter().collect(),
         })

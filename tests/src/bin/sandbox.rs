@@ -1,6 +1,6 @@
 //! A Kubernetes cluster on this machine: the real control plane, and nodes that are network namespaces.
 
-use std::{os::unix::process::CommandExt as _, path::PathBuf, process::ExitCode, time::Duration};
+use std::{net::IpAddr, os::unix::process::CommandExt as _, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, Subcommand};
@@ -66,6 +66,9 @@ struct UpArgs {
     /// Nodes that run the real kube-proxy, such as node-1,node-2
     #[arg(long, value_name = "NODE", value_delimiter = ',', value_parser = node)]
     kube_proxy: Vec<u8>,
+    /// Name servers of Pods, such as 169.254.20.53 [default: the ClusterIPs of the Service kube-system/kube-dns]
+    #[arg(long, value_name = "ADDR", value_delimiter = ',')]
+    cluster_dns: Vec<IpAddr>,
     /// The program that Pods with the image `portico` run [default: beside this one]
     #[arg(long, env = "PORTICO_BIN", value_name = "PATH")]
     portico: Option<PathBuf>,
@@ -109,7 +112,7 @@ async fn up(args: UpArgs) -> Result<()> {
         bail!("--kube-proxy: there is no {} among {} nodes", Role::Node(*node).name(), args.nodes);
     }
     let lock = Lock::take(Duration::ZERO, say)?;
-    let plan = Plan { nodes: args.nodes, kube_proxy: args.kube_proxy, portico, program };
+    let plan = Plan { nodes: args.nodes, kube_proxy: args.kube_proxy, cluster_dns: args.cluster_dns, portico, program };
     let sandbox = tokio::select! {
         up = Sandbox::up(plan, lock, Owner::Nobody, say) => up?,
         // What is there so far is removed as the other branch is dropped.

@@ -125,6 +125,7 @@ pub async fn run_kubelet(state: State, node: u8, stop: CancellationToken) -> Res
         state: directory,
         serving: kubelet::server::Serving { certificate, key, authority: state.pki(CA) },
         portico: plan.portico,
+        cluster_dns: plan.cluster_dns,
     };
     kubelet::run(config, stop).await
 }

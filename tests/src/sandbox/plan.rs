@@ -32,6 +32,9 @@ pub struct Plan {
     pub nodes: u8,
     /// Numbers of the nodes that run kube-proxy.
     pub kube_proxy: Vec<u8>,
+    /// Name servers that the kubelets give to Pods, as the setting `clusterDNS` of a kubelet does. If there are none,
+    /// the ClusterIPs of the Service `kube-dns` are taken.
+    pub cluster_dns: Vec<IpAddr>,
     /// The program that the image `portico` holds.
     pub portico: PathBuf,
     /// The program `sandbox`, of which kubelets and what keeps the nodes together are processes.
@@ -148,7 +151,13 @@ mod tests {
 
     #[test]
     fn names_of_links_fit_into_the_kernel() {
-        let plan = Plan { nodes: MOST_NODES, kube_proxy: Vec::new(), portico: PathBuf::new(), program: PathBuf::new() };
+        let plan = Plan {
+            nodes: MOST_NODES,
+            kube_proxy: Vec::new(),
+            cluster_dns: Vec::new(),
+            portico: PathBuf::new(),
+            program: PathBuf::new(),
+        };
         assert!(plan.roles().all(|role| role.link().len() <= 15));
     }
 

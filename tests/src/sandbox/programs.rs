@@ -19,7 +19,7 @@ struct Set {
     module: &'static str,
 }
 
-const SETS: [Set; 3] = [
+const SETS: [Set; 4] = [
     Set {
         name: "kubernetes",
         programs: &["kube-apiserver", "kube-controller-manager", "kube-proxy", "kubectl"],
@@ -37,6 +37,12 @@ const SETS: [Set; 3] = [
         programs: &["jaeger"],
         go_mod: include_str!("../../cluster/jaeger/go.mod"),
         module: "github.com/jaegertracing/jaeger",
+    },
+    Set {
+        name: "coredns",
+        programs: &["coredns"],
+        go_mod: include_str!("../../cluster/coredns/go.mod"),
+        module: "github.com/coredns/coredns",
     },
 ];
 

@@ -1,7 +1,7 @@
 //! The sandbox that all tests of a program share. It ends with the program, however that ends: Rust's test programs say
 //! nothing when their last test is over.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result};
 use tokio::sync::OnceCell;
@@ -37,9 +37,17 @@ pub async fn get() -> &'static Sandbox {
 /// # Errors
 /// Those of [`Sandbox::up`].
 pub async fn up(kube_proxy: Vec<u8>) -> Result<Sandbox> {
+    up_with_dns(kube_proxy, Vec::new()).await
+}
+
+/// As [`up`], where kubelets give Pods these name servers.
+///
+/// # Errors
+/// Those of [`Sandbox::up`].
+pub async fn up_with_dns(kube_proxy: Vec<u8>, cluster_dns: Vec<IpAddr>) -> Result<Sandbox> {
     let portico = binary::path();
     let program = portico.with_file_name("sandbox");
-    let plan = Plan { nodes: NODES, kube_proxy, portico, program };
+    let plan = Plan { nodes: NODES, kube_proxy, cluster_dns, portico, program };
     let say = |what: &str| eprintln!("sandbox: {what}");
     let lock = tokio::task::spawn_blocking(move || Lock::take(PATIENCE, say)).await.context("the lock's thread")??;
     Sandbox::up(plan, lock, Owner::Process(Process::own()?), say).await

@@ -156,6 +156,9 @@ fn headless_services_list_what_is_ready() {
     let expected =
         ["NoError".to_owned(), format!("{srv} SRV 0 100 8080 db-0.{db}"), format!("{srv} SRV 0 100 8080 fd00--0.{db}")];
     assert_eq!(ask(srv, RecordType::SRV), expected);
+    assert_eq!(ask(srv, RecordType::A), ["NoError", &format!("{srv} A 10.0.1.1")]);
+    let web = "_http._tcp.web.prod.svc.cluster.local.";
+    assert_eq!(ask(web, RecordType::AAAA), ["NoError", &format!("{web} AAAA fd96::1")]);
     assert_eq!(ask("db-9.db.prod.svc.cluster.local.", RecordType::A), ["NXDomain"]);
     assert_eq!(ask("gone.prod.svc.cluster.local.", RecordType::A), ["NXDomain"]);
     let host = format!("db-0.{db}");
@@ -164,8 +167,7 @@ fn headless_services_list_what_is_ready() {
 
 #[test]
 fn names_between_others_exist() {
-    for name in ["svc", "pod", "dns", "ns.dns", "prod.svc", "empty.svc", "_tcp.web.prod.svc", "_http._tcp.web.prod.svc"]
-    {
+    for name in ["svc", "pod", "dns", "ns.dns", "prod.svc", "empty.svc", "_tcp.web.prod.svc"] {
         assert_eq!(ask(&format!("{name}.cluster.local."), RecordType::A), ["NoError"], "{name}");
     }
     let missing =
@@ -184,6 +186,9 @@ fn addresses_are_called_by_their_names() {
     assert_eq!(ask(web, RecordType::A), ["NoError"]);
     let host = "7.1.0.10.IN-ADDR.arpa.";
     assert_eq!(ask(host, RecordType::PTR), ["NoError", &format!("{host} PTR front.web.prod.svc.cluster.local.")]);
+    let unnamed = hickory_proto::rr::Name::from("fd00::".parse::<IpAddr>().expect("an address")).to_ascii();
+    let pointer = format!("{unnamed} PTR fd00--0.db.prod.svc.cluster.local.");
+    assert_eq!(ask(&unnamed, RecordType::PTR), ["NoError", &pointer], "a name made of the address is one too");
     assert_eq!(ask("2.0.96.10.in-addr.arpa.", RecordType::PTR), ["NXDomain"], "in a range of ours");
     for strange in
         ["1.1.1.1.in-addr.arpa.", "96.10.in-addr.arpa.", "1.1.1.1.1.in-addr.arpa.", "x.in-addr.arpa.", "example.com."]

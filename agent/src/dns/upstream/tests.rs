@@ -11,6 +11,7 @@ use opentelemetry_sdk::metrics::SdkMeterProvider;
 use tokio::{net::TcpListener, task::LocalSet};
 
 use super::*;
+use crate::dns::reply::wire_name;
 
 /// What a server does with a question that came for the n-th time.
 type Behave = fn(Message, usize) -> Vec<Message>;
@@ -84,8 +85,10 @@ fn question(name: &str) -> Question {
 }
 
 async fn records(upstream: &Rc<Upstream>, name: &str) -> Result<usize, Failure> {
-    let learned = upstream.ask(question(name)).await;
-    learned.outcome.map(|reply| Message::from_vec(reply.bytes()).expect("a message").answers.len())
+    let question = question(name);
+    let spelling = wire_name(question.query.name());
+    let learned = upstream.ask(question).await;
+    learned.outcome.map(|reply| Message::from_vec(&reply.spelled(&spelling)).expect("a message").answers.len())
 }
 
 #[test]

@@ -136,15 +136,24 @@ fn files(
     ];
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(directory.join("termination-log"), std::fs::Permissions::from_mode(0o666))?;
-    let dns = context.kubelet.services.state();
-    let dns = dns
-        .iter()
-        .find(|service| service.namespace().as_deref() == Some("kube-system") && service.name_any() == "kube-dns");
-    let servers = dns.and_then(|service| service.spec.as_ref()?.cluster_ips.clone()).unwrap_or_default();
+    let servers = name_servers(context);
     if let Some(contents) = resolv_conf(spec, &context.pod.namespace().unwrap_or_default(), &servers) {
         files.push(file("resolv.conf", &contents, "/etc/resolv.conf")?);
     }
     Ok(files)
+}
+
+/// The cluster's name servers: those of the kubelet's configuration, else the Service that they usually are.
+fn name_servers(context: &Context) -> Vec<String> {
+    let configured = &context.kubelet.config.cluster_dns;
+    if !configured.is_empty() {
+        return configured.iter().map(ToString::to_string).collect();
+    }
+    let services = context.kubelet.services.state();
+    let dns = services
+        .iter()
+        .find(|service| service.namespace().as_deref() == Some("kube-system") && service.name_any() == "kube-dns");
+    dns.and_then(|service| service.spec.as_ref()?.cluster_ips.clone()).unwrap_or_default()
 }
 
 fn hosts(spec: &PodSpec, hostname: &str, addresses: &[IpAddr]) -> String {
