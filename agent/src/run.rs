@@ -194,6 +194,7 @@ async fn run_beside(
     if let Some(interception) = interception {
         interception.end().await;
     }
+    dns::open::close(&config.dns.listen);
     reporting.shutdown();
     tracing::info!(node = identity.node, "drained");
     Ok(())

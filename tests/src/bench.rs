@@ -18,6 +18,8 @@ pub mod load;
 pub mod process;
 /// The proxies under comparison, each configured to do the same work.
 pub mod proxy;
+/// What DNS spends on a question.
+pub mod dns;
 /// Medians, ratios, the table and the JSON file.
 pub mod report;
 /// One measured round, and the interleaved series of them.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use api::resource::service::Transport;
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use opentelemetry::metrics::Meter;
 use tokio::sync::watch;
 
@@ -28,6 +29,10 @@ use crate::{
 
 /// How often an address that could not be opened is tried again.
 const RETRY: Duration = Duration::from_secs(2);
+
+/// Receive buffer for datagrams: 20,000 questions may wait, which a worker answers long before a resolver gives them up.
+/// What the system allows by default holds 300, which a burst fills while the worker does something else for 30 ms.
+const BUFFER: usize = 8 << 20;
 
 /// Options of DNS, as used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -104,6 +109,22 @@ pub fn start<F: Fn(usize, Opened) + Send + 'static>(
     }
 }
 
+/// Takes away the addresses that were made for answering, once all sockets are closed. Until the next agent makes them
+/// again, questions are lost rather than refused: a resolver asks again after a while, and gives up what is refused.
+pub fn close(listen: &[SocketAddr]) {
+    for address in listen {
+        let SocketAddr::V4(address) = address else { continue };
+        if !address::may_add(*address.ip()) {
+            continue;
+        }
+        match address::remove(*address) {
+            Ok(true) => tracing::info!(address = %address.ip(), "removed from the loopback interface"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(address = %address.ip(), "cannot remove from the loopback interface: {error}"),
+        }
+    }
+}
+
 /// The sockets of one address for so many workers. The address is made first if it is missing and is ours to make.
 fn open(address: SocketAddr, workers: usize) -> io::Result<Vec<[Listening; 2]>> {
     let open_all = || (0..workers).map(|_| open_pair(address)).collect::<io::Result<Vec<_>>>();
@@ -119,7 +140,12 @@ fn open(address: SocketAddr, workers: usize) -> io::Result<Vec<[Listening; 2]>> 
 
 fn open_pair(address: SocketAddr) -> io::Result<[Listening; 2]> {
     let open = |transport| socket::open(&Destination { address, transport });
-    Ok([open(Transport::Udp)?, open(Transport::Tcp)?])
+    let udp = open(Transport::Udp)?;
+    if let Listening::Udp(socket) = &udp {
+        // Without NET_ADMIN it stays at what the system allows.
+        let _ = setsockopt(socket, RcvBufForce, &BUFFER);
+    }
+    Ok([udp, open(Transport::Tcp)?])
 }
 
 fn advice(address: SocketAddr, error: &io::Error) -> &'static str {

@@ -40,9 +40,9 @@ impl Default for Source {
     }
 }
 
-/// The name servers of a resolv.conf, without `own` addresses: asking ourselves would go in circles. Lines that cannot be
-/// used are skipped, as the C library does.
-pub fn parse(text: &str, own: &[SocketAddr]) -> Vec<SocketAddr> {
+/// The name servers of a resolv.conf. Lines that cannot be used are skipped, as the C library does. Of `own` addresses
+/// asking would go in circles: they are left out, and given apart.
+pub fn parse(text: &str, own: &[SocketAddr]) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
     let server = |line: &str| {
         let mut words = line.split_whitespace();
         let address: IpAddr = match words.next() {
@@ -52,8 +52,10 @@ pub fn parse(text: &str, own: &[SocketAddr]) -> Vec<SocketAddr> {
         };
         Some(SocketAddr::new(address, PORT))
     };
-    let servers = text.lines().filter_map(server).filter(|server| !own.contains(server));
-    servers.take(MOST).collect()
+    let (ours, mut servers): (Vec<_>, Vec<_>) =
+        text.lines().filter_map(server).partition(|server| own.contains(server));
+    servers.truncate(MOST);
+    (servers, ours)
 }
 
 /// Follows a resolv.conf. The first reading is done when this returns; the future reads again whenever the file changes,
@@ -84,14 +86,20 @@ fn changed(path: &Path) -> Option<SystemTime> {
 }
 
 fn read(path: &Path, own: &[SocketAddr]) -> Servers {
-    let servers = match std::fs::read_to_string(path) {
-        Ok(text) => parse(&text, own),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => vec![],
-        Err(error) => {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|error| {
+        if error.kind() != io::ErrorKind::NotFound {
             tracing::warn!(path = %path.display(), "cannot read the name servers: {error}");
-            vec![]
         }
-    };
+        String::new()
+    });
+    let (servers, ours) = parse(&text, own);
+    if !ours.is_empty() {
+        tracing::warn!(
+            path = %path.display(), ?ours,
+            "left out name servers that are this agent itself, because its questions would go in circles; give its Pod \
+             dnsPolicy: Default, or set --dns-upstream"
+        );
+    }
     if servers.is_empty() {
         tracing::warn!(
             path = %path.display(),
@@ -113,10 +121,10 @@ mod tests {
                     nameserver 169.254.20.53\nnameserver fe80::1%eth0\nnameserver nobody\nnameserver\noptions ndots:2\n";
         let own = ["169.254.20.53:53".parse().expect("an address")];
         let expected: Vec<SocketAddr> = ["10.0.0.2:53", "[fd00::2]:53"].map(|s| s.parse().expect("an address")).into();
-        assert_eq!(parse(text, &own), expected);
-        assert_eq!(parse("", &own), []);
+        assert_eq!(parse(text, &own), (expected, own.to_vec()), "our own address is no server to ask");
+        assert_eq!(parse("", &own), (vec![], vec![]));
         let many: String = (1..9).map(|last| format!("nameserver 10.0.0.{last}\n")).collect();
-        assert_eq!(parse(&many, &[]).len(), MOST);
+        assert_eq!(parse(&many, &[]).0.len(), MOST);
     }
 
     #[tokio::test(start_paused = true)]

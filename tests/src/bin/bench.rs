@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use tests::bench::{
-    backend, cpu,
+    backend, cpu, dns,
     process::{self, Pinned},
     proxy::Proxy,
     report::Report,
@@ -22,7 +22,6 @@ use tokio::task::LocalSet;
 
 /// Measures what Portico, HAProxy and nginx spend on the same work.
 #[derive(Parser)]
-#[command(args_conflicts_with_subcommands = true)]
 struct Args {
     #[command(subcommand)]
     command: Option<Role>,
@@ -60,12 +59,15 @@ enum Role {
     /// Serves as all backends; the harness starts this for itself.
     #[command(hide = true)]
     Backend,
+    /// Measures what DNS spends on a question; takes the options `--rounds`, `--seconds` and `--portico` before its name.
+    Dns,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     let done = match args.command {
         Some(Role::Backend) => block_on(backend::serve_all()).map(|never| match never {}),
+        Some(Role::Dns) => dns(&args),
         None => compare(&args),
     };
     match done {
@@ -75,6 +77,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn dns(args: &Args) -> Result<()> {
+    let cores = cpu::cores()?;
+    process::pin_self(cores.load)?;
+    let dir = tempfile::tempdir().context("make a directory for manifests and logs")?;
+    let length = Duration::from_secs_f64(args.seconds);
+    println!("{}", dns::run(&program(args, Proxy::Portico)?, dir.path(), cores, args.rounds, length)?);
+    Ok(())
 }
 
 fn compare(args: &Args) -> Result<()> {

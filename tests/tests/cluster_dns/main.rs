@@ -9,6 +9,10 @@ mod questions;
 mod differences;
 /// Both servers, the same questions.
 mod beside;
+/// Many questions at once.
+mod burst;
+/// What Pods make of it.
+mod pods;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
