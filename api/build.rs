@@ -4,7 +4,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use protox::prost::Message as _;
 
-const FILES: [&str; 14] = [
+const FILES: [&str; 15] = [
     "portico/discovery/v1/discovery_service.proto",
     "portico/discovery/v1/resource.proto",
     "portico/discovery/v1/service.proto",
@@ -15,6 +15,7 @@ const FILES: [&str; 14] = [
     "portico/discovery/v1/workload.proto",
     "portico/discovery/v1/namespace.proto",
     "portico/discovery/v1/slice.proto",
+    "portico/discovery/v1/hop_keys.proto",
     "portico/node/v1/node_status_service.proto",
     "portico/health/v1/node_health_service.proto",
     "portico/inspect/v1/inspect_service.proto",

@@ -3,5 +3,6 @@
 pub mod programming;
 pub mod resources;
 pub mod zone;
+pub mod hop;
 pub mod compile;
 pub mod control;

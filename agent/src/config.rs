@@ -67,6 +67,10 @@ pub struct Args {
     /// What becomes of the packet rules when the agent ends: remove, or keep (new connections wait for the next agent)
     #[arg(long, env = "PORTICO_INTERCEPT_ON_EXIT", value_name = "MODE", default_value = "remove")]
     pub intercept_on_exit: String,
+    /// Port at the node's address where agents of other nodes hand over connections whose client an endpoint here is to
+    /// see, the same on every node; 0 turns it off
+    #[arg(long, env = "PORTICO_HOP_PORT", value_name = "PORT", default_value = "18082")]
+    pub hop_port: String,
     /// Options of the data plane.
     #[command(flatten)]
     pub data_plane: DataPlaneArgs,
@@ -212,6 +216,8 @@ pub struct Config {
     pub dns: Dns,
     /// Whether packet rules lead traffic here.
     pub intercept: intercept::Options,
+    /// Where agents hand connections to each other, if traffic is intercepted.
+    pub hop_port: Option<NonZeroU16>,
 }
 
 /// Options of the data plane, as used by each agent of a process.
@@ -265,6 +271,8 @@ impl Args {
             None => Some(self.replace_kube_proxy.then_some(HEALTHZ)),
         };
         let intercept = self.intercept(problems);
+        let port = parse::number(0..=u16::MAX);
+        let hop_port = problems.value("--hop-port", &self.hop_port, port, "a port from 1 to 65535, or 0 for none");
         let data_plane = data_plane?;
         // Outside of a cluster nobody asks there, and the address is not ours to add.
         let in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
@@ -284,6 +292,7 @@ impl Args {
             access_log: data_plane.access_log,
             dns: Dns { listen: dns_listen, ..data_plane.dns },
             intercept: intercept?,
+            hop_port: NonZeroU16::new(hop_port?),
         })
     }
 

@@ -3,6 +3,8 @@
 pub mod pool;
 pub mod socket;
 pub mod source;
+pub mod hop;
+pub mod reach;
 pub mod splice;
 pub mod tcp;
 pub mod answer;

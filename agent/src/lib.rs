@@ -5,6 +5,8 @@
 
 /// What happened, told once.
 pub mod report;
+/// How one agent hands a client to another, as bytes.
+pub mod hop;
 /// Which endpoint.
 pub mod balance;
 /// What a connection asks, compiled.

@@ -6,4 +6,5 @@ pub mod socket;
 pub mod udp;
 pub mod http;
 pub mod tls;
+pub mod hop;
 pub mod tcp;

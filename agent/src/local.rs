@@ -21,7 +21,13 @@ use crate::{
         pin::Pins,
     },
     buffers::Buffers,
-    forward::{pool::Pool, socket::Source, source, tcp::Scratch, udp::Flows},
+    forward::{
+        pool::Pool,
+        socket::Source,
+        source::{self, Way},
+        tcp::Scratch,
+        udp::Flows,
+    },
     report::record::Reporter,
     table::{Backend, Candidates, FrontendKind, Table, Target},
 };
@@ -193,8 +199,7 @@ impl Local {
     pub fn load(&self, backend: &Backend) -> Load {
         let upstreams = self.upstreams.borrow();
         let Some(upstream) = upstreams.get(&backend.address) else { return Load::default() };
-        let ejected = upstream.ejected_until.get().is_some_and(|until| until > self.now.get());
-        Load { active: upstream.active.get(), ejected }
+        Load { active: upstream.active.get(), ejected: upstream.is_ejected(self.now.get()) }
     }
 
     /// The endpoint for the next attempt, leaving out those in `tried`.
@@ -210,10 +215,10 @@ impl Local {
         chooser.choose(target, candidates, client, |backend| self.load(backend), tried)
     }
 
-    /// From which address `backend` is dialled for `client`, who dialled an address of this kind.
-    pub fn source(&self, target: &Target, kind: FrontendKind, client: SocketAddr, backend: &Backend) -> Source {
+    /// The way to `backend` for `client`, who dialled an address of this kind.
+    pub fn way(&self, target: &Target, kind: FrontendKind, client: SocketAddr, backend: &Backend) -> Way {
         if !self.intercepting.get() {
-            return Source::System;
+            return Way::Direct(Source::System);
         }
         source::choose(&self.table().0, target, kind, client, backend)
     }
@@ -275,6 +280,16 @@ impl Upstream {
     pub fn succeeded(&self) {
         self.failures.set(0);
         self.ejected_until.set(None);
+    }
+
+    /// Whether it is left out at present.
+    pub fn is_ejected(&self, now: Instant) -> bool {
+        self.ejected_until.get().is_some_and(|until| until > now)
+    }
+
+    /// Whether it could be reached the last time, or was never tried.
+    pub fn is_well(&self) -> bool {
+        self.failures.get() == 0
     }
 
     /// The endpoint could not be reached: leave it out for a while.

@@ -1,6 +1,11 @@
 //! Wiring: an agent from its configuration to its end.
 
-use std::{net::SocketAddr, sync::atomic::Ordering, time::SystemTime};
+use std::{
+    net::SocketAddr,
+    num::NonZeroU16,
+    sync::{Arc, atomic::Ordering},
+    time::SystemTime,
+};
 
 use api::delta::client::Client;
 use opentelemetry::{KeyValue, metrics::MeterProvider as _};
@@ -13,7 +18,7 @@ use tokio::{
 
 use crate::{
     apply::{
-        compile::Compiler,
+        compile::{Compiler, Here},
         control::{Control, Counters, Progress, Rounds},
         programming::Programming,
     },
@@ -24,6 +29,7 @@ use crate::{
         metrics::Metrics,
         serve::{self, Probes},
     },
+    hop,
     intercept::{self, Interception, Sockets, Source, script::Ports},
     listen::open::Listeners,
     report::export::{self, NodeIdentity},
@@ -103,7 +109,6 @@ async fn run_beside(
         })
     });
     let client = Client::new(identity.node.as_str(), env!("CARGO_PKG_VERSION"));
-    let compiler = Compiler::new(config.here.clone(), TlsContext::new()?);
     let (gateways, name) = (config.gateways, identity.node.clone());
     let programming = Programming::default();
     let meter = telemetry.meter_provider.meter("portico.programming");
@@ -116,6 +121,9 @@ async fn run_beside(
         }
     });
     let ports = open_transparent(config.intercept, &workers)?;
+    // Elsewhere no address of a client can be kept.
+    let hop_port = config.hop_port.filter(|_| ports.is_some());
+    let compiler = compiler(config.here, hop_port, telemetry)?;
     let (queue, rounds) = mpsc::unbounded_channel();
     let (listeners, told, in_force) = match ports {
         // A table is in force when the packet rules are. The queue outlives all who could be told.
@@ -210,6 +218,15 @@ fn open_transparent(options: intercept::Options, workers: &Workers) -> Result<Op
     Ok(Some(sockets.ports))
 }
 
+/// What makes tables, with the hop to other nodes if its port is given.
+fn compiler(here: Here, hop_port: Option<NonZeroU16>, telemetry: &Component) -> Result<Compiler, Error> {
+    let compiler = Compiler::new(here, TlsContext::new()?);
+    let Some(port) = hop_port else { return Ok(compiler) };
+    let hop = Arc::new(hop::State::new(SystemTime::now()));
+    hop::counters::Counters::observe(&hop, &telemetry.meter_provider.meter("portico.hop"));
+    Ok(compiler.with_hop(port, hop))
+}
+
 /// Opens the admin port: where the configuration says, else at the node's address once that is known.
 async fn listen_admin(
     listen: Option<SocketAddr>,
@@ -263,7 +280,7 @@ fn admin(readiness: Readiness, telemetry: &Component, progress: watch::Receiver<
 }
 
 /// Metrics of the control loop. They are read when somebody scrapes.
-fn observe(telemetry: &Component, progress: watch::Receiver<Progress>, counters: std::sync::Arc<Counters>) {
+fn observe(telemetry: &Component, progress: watch::Receiver<Progress>, counters: Arc<Counters>) {
     let meter = telemetry.meter_provider.meter("portico.discovery");
     let seen = progress.clone();
     meter

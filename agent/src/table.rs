@@ -19,10 +19,12 @@ use ipnet::IpNet;
 use crate::balance::{pin::Tag, ring::Ring};
 
 pub mod certificate;
+pub mod hop;
 pub mod names;
 pub mod verdict;
 pub mod zone;
 
+use hop::Hop;
 use names::Names;
 use zone::Zone;
 
@@ -55,6 +57,8 @@ pub struct Table {
     pub node_port_addresses: Box<[IpAddr]>,
     /// The health-check node ports, by Service (S12).
     pub health_checks: Box<[HealthCheck]>,
+    /// How connections are handed to the agents of other nodes, where they are.
+    pub hop: Option<Arc<Hop>>,
 }
 
 /// A health-check node port and what it answers (S12).
@@ -99,7 +103,8 @@ pub struct Destination {
 pub struct Frontend {
     /// Which kind of address it is.
     pub kind: FrontendKind,
-    /// The Service port behind it; `None` on the shared HTTP port, where each request names its Service.
+    /// The Service port behind it; `None` on the shared HTTP port, where each request names its Service, and on the port
+    /// for other agents, where each connection does.
     pub target: Option<Arc<Target>>,
 }
 
@@ -113,6 +118,8 @@ pub enum FrontendKind {
     ExternalIp,
     /// The shared HTTP port, routed by name.
     Route,
+    /// The port where agents of other nodes hand over connections.
+    Hop,
 }
 
 /// One port of one Service in one IP family, with all that is needed to serve it.
@@ -295,6 +302,7 @@ impl FrontendKind {
             FrontendKind::LoadBalancer => "load_balancer",
             FrontendKind::ExternalIp => "external_ip",
             FrontendKind::Route => "route",
+            FrontendKind::Hop => "hop",
         }
     }
 }

@@ -179,11 +179,14 @@ impl Mailboxes {
     }
 }
 
-/// Every endpoint address that a table may dial.
+/// Every address that a table may have dialled.
 fn known(table: &Table) -> HashSet<SocketAddr> {
     let targets = table.frontends.values().filter_map(|frontend| frontend.target.as_ref()).chain(table.names.targets());
     let candidates = targets.flat_map(|target| [&target.cluster, &target.local]);
-    candidates.flat_map(|candidates| &candidates.backends).map(|backend| backend.address).collect()
+    let endpoints = candidates.flat_map(|candidates| &candidates.backends).map(|backend| backend.address);
+    // What is known of the agents of other nodes is kept in the same place.
+    let hop = table.hop.iter().flat_map(|hop| hop.exits.keys().map(|exit| exit.endpoint).chain(hop.agents()));
+    endpoints.chain(hop).collect()
 }
 
 async fn run(local: Rc<Local>, mut inbox: UnboundedReceiver<Command>) {

@@ -9,6 +9,7 @@ use crate::proto::discovery as wire;
 
 pub mod certificate;
 pub mod endpoint;
+pub mod hop_keys;
 pub mod invalid;
 pub mod name;
 pub mod namespace;
@@ -20,6 +21,7 @@ pub mod workload;
 
 use certificate::Certificate;
 use endpoint::Endpoint;
+use hop_keys::HopKeys;
 use invalid::Invalid;
 use namespace::Namespace;
 use node::Node;
@@ -49,6 +51,8 @@ pub enum Kind {
     ForeignService,
     /// [`Slice`], named `namespace/service/slice`.
     Slice,
+    /// [`HopKeys`], always named `default`.
+    HopKeys,
 }
 
 /// Names one resource in the whole state.
@@ -81,13 +85,15 @@ pub enum Resource {
     ForeignService(Box<Service>),
     /// When an EndpointSlice changed.
     Slice(Slice),
+    /// The keys by which agents know each other.
+    HopKeys(HopKeys),
 }
 
 // === impl Kind ===
 
 impl Kind {
     /// Every kind, in the order in which they are sent.
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Settings,
         Kind::Node,
         Kind::Service,
@@ -97,6 +103,7 @@ impl Kind {
         Kind::Namespace,
         Kind::ForeignService,
         Kind::Slice,
+        Kind::HopKeys,
     ];
 
     /// The type on the wire.
@@ -111,7 +118,13 @@ impl Kind {
             Kind::Namespace => wire::ResourceType::Namespace,
             Kind::ForeignService => wire::ResourceType::ForeignService,
             Kind::Slice => wire::ResourceType::Slice,
+            Kind::HopKeys => wire::ResourceType::HopKeys,
         }
+    }
+
+    /// Whether bodies of this kind hold keys, which none but agents are shown.
+    pub fn is_secret(self) -> bool {
+        matches!(self, Kind::Certificate | Kind::HopKeys)
     }
 
     /// The kind of a wire value; `None` for types that this release does not know.
@@ -131,6 +144,7 @@ impl Kind {
             Kind::Namespace => "namespace",
             Kind::ForeignService => "foreign_service",
             Kind::Slice => "slice",
+            Kind::HopKeys => "hop_keys",
         }
     }
 }
@@ -171,6 +185,7 @@ impl Resource {
             Resource::Namespace(namespace) => Key::new(Kind::Namespace, namespace.name.as_str()),
             Resource::ForeignService(service) => Key::new(Kind::ForeignService, service.name.to_string()),
             Resource::Slice(slice) => Key::new(Kind::Slice, slice.resource_name()),
+            Resource::HopKeys(_) => Key::new(Kind::HopKeys, "default"),
         }
     }
 
@@ -187,6 +202,7 @@ impl Resource {
             Resource::Workload(workload) => wire::Workload::from(workload).encode_to_vec(),
             Resource::Namespace(namespace) => wire::Namespace::from(namespace).encode_to_vec(),
             Resource::Slice(slice) => wire::Slice::from(slice).encode_to_vec(),
+            Resource::HopKeys(keys) => wire::HopKeys::from(keys).encode_to_vec(),
         }
     }
 
@@ -208,6 +224,7 @@ impl Resource {
             Kind::Namespace => Resource::Namespace(message::<wire::Namespace>(body)?.try_into()?),
             Kind::ForeignService => Resource::ForeignService(Box::new(message::<wire::Service>(body)?.try_into()?)),
             Kind::Slice => Resource::Slice(message::<wire::Slice>(body)?.try_into()?),
+            Kind::HopKeys => Resource::HopKeys(message::<wire::HopKeys>(body)?.try_into()?),
         })
     }
 }

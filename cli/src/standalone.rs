@@ -283,6 +283,7 @@ impl Nodes {
                 ..self.data_plane.dns.clone()
             },
             intercept: agent::intercept::Options::default(),
+            hop_port: None,
         };
         let telemetry = self.telemetry.component("portico-agent", vec![KeyValue::new("k8s.node.name", node.clone())]);
         let (stop, watch) = drain::channel();

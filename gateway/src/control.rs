@@ -8,6 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use api::resource::Resource;
 use runtime::ready::Latch;
 use tokio::{
     sync::{mpsc, watch},
@@ -20,13 +21,14 @@ pub use addresses::Addresses;
 
 use crate::{
     catalog::Catalog,
+    hop::Known,
     metrics::Metrics,
     model::{
         derive::{Derive, Derived},
         world::{Config, Dirty, World},
     },
     problem::ByObject,
-    snapshot::store::Store,
+    snapshot::store::{Change, Store},
     watch::{
         Batch, Reports,
         object::{Kind, ObjectKey},
@@ -57,6 +59,10 @@ pub struct Control {
     addresses: Option<Addresses>,
     /// Whose wish for an address was refused, and why.
     refused: ByObject,
+    /// The keys by which agents know each other, where there are any.
+    hop_keys: Option<watch::Receiver<Known>>,
+    /// Whether they are others than those committed.
+    rotated: bool,
     /// The first change that is not committed yet.
     since: Option<Instant>,
     /// Whether there is news for the catalog.
@@ -81,6 +87,8 @@ impl Control {
             modelled: ByObject::new(),
             addresses: None,
             refused: ByObject::new(),
+            hop_keys: None,
+            rotated: false,
             since: None,
             told: false,
         };
@@ -90,6 +98,12 @@ impl Control {
     /// Assigns load-balancer addresses as well.
     pub fn assigning(self, addresses: Addresses) -> Self {
         Self { addresses: Some(addresses), ..self }
+    }
+
+    /// Publishes these keys as well. The first commit waits until somebody has looked for them: without them it would take
+    /// from agents what they hold.
+    pub fn with_hop_keys(self, keys: watch::Receiver<Known>) -> Self {
+        Self { hop_keys: Some(keys), ..self }
     }
 
     /// Runs until the source ends.
@@ -106,6 +120,10 @@ impl Control {
                 // Before the first commit there is nothing to assign.
                 () = turned(&mut self.addresses), if self.listed.is_none() => {
                     self.assign_addresses();
+                    due = self.due(Instant::now());
+                }
+                () = changed(&mut self.hop_keys) => {
+                    self.rotated = true;
                     due = self.due(Instant::now());
                 }
                 batch = batches.recv() => match batch {
@@ -140,7 +158,10 @@ impl Control {
     fn due(&mut self, now: Instant) -> Option<Instant> {
         self.world.synced()?;
         let first_commit = self.listed.is_some();
-        if self.dirty.is_empty() && !self.told && !first_commit {
+        if first_commit && self.hop_keys.as_ref().is_some_and(|keys| *keys.borrow() == Known::Unread) {
+            return None;
+        }
+        if self.dirty.is_empty() && !self.told && !self.rotated && !first_commit {
             return None;
         }
         let since = *self.since.get_or_insert(now);
@@ -153,7 +174,13 @@ impl Control {
     fn commit(&mut self) {
         let Some(synced) = self.world.synced() else { return };
         let dirty = std::mem::take(&mut self.dirty);
-        let Derived { changes, problems } = self.derive.derive(synced, &dirty);
+        let Derived { mut changes, problems } = self.derive.derive(synced, &dirty);
+        if std::mem::take(&mut self.rotated)
+            && let Some(keys) = &self.hop_keys
+            && let Known::Keys(keys) = &*keys.borrow()
+        {
+            changes.push(Change::Set(Resource::HopKeys(keys.clone())));
+        }
         for (object, problems) in problems {
             self.told |= if problems.is_empty() {
                 self.modelled.remove(&object).is_some()
@@ -234,6 +261,17 @@ async fn turned(addresses: &mut Option<Addresses>) {
         Some(addresses) => addresses.turned().await,
         None => std::future::pending().await,
     }
+}
+
+/// Completes when the keys of agents are others.
+async fn changed(keys: &mut Option<watch::Receiver<Known>>) {
+    if let Some(keys) = keys
+        && keys.changed().await.is_ok()
+    {
+        return;
+    }
+    // There are none, or nobody looks for them any more, as when the gateway drains.
+    std::future::pending().await
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ pub mod ipam;
 pub mod emulate;
 /// Who agents are, and how they know the gateway.
 pub mod identity;
+/// The keys by which agents know each other.
+pub mod hop;
 /// Options, as typed and as used.
 pub mod config;
 /// The state that streams read.

@@ -33,6 +33,7 @@ use crate::{
     control::{Addresses, Control},
     grpc_health::GrpcHealth,
     health::{self, Health, report::Reports},
+    hop,
     identity::roster::Roster,
     inspect::{Inspect, Sources},
     ipam::load_balancer::{pool::Pool, request::Classes},
@@ -128,6 +129,7 @@ pub async fn start(config: Config, telemetry: &Component, drain: drain::Watch) -
     let source = source(&config).await?;
     let mut door = discovery::Door::new(config.identity.clone(), source.client(), &meter, &readiness);
     let replica_id: Arc<str> = format!("{:016x}", process_seed()).into();
+    let (control, hop_keys) = keeping_hop_keys(&config, source.client(), control);
     let lease = config.cluster.node_lease;
     let judged = health::Config { lease, replica_id: replica_id.clone() };
     let (health, judge) = Health::new(judged, store.clone(), drain.clone());
@@ -155,6 +157,12 @@ pub async fn start(config: Config, telemetry: &Component, drain: drain::Watch) -
     if let Some(certificates) = door.certificates() {
         running.until_drained("keeper of certificates", async move {
             certificates.await;
+            Ok(())
+        });
+    }
+    if let Some(keeper) = hop_keys {
+        running.until_drained("keeper of hop keys", async move {
+            keeper.await;
             Ok(())
         });
     }
@@ -234,6 +242,19 @@ fn writing(
     let writer = Writer::new(client.clone(), classes, leadership.clone(), desired);
     let events = Events::new(client, &identity, leadership.clone(), catalog, reports);
     (control.assigning(addresses), Writing { leadership, election, writer, events })
+}
+
+/// The control loop with the keys of the hop between agents to publish, and what keeps them. Where agents are not known there
+/// are none: whoever asked would be told them.
+fn keeping_hop_keys(
+    config: &Config,
+    client: Option<::kube::Client>,
+    control: Control,
+) -> (Control, Option<impl Future<Output = ()> + use<>>) {
+    let (Some(account), Some(client)) = (&config.identity.account, client) else { return (control, None) };
+    let (sender, keys) = tokio::sync::watch::channel(hop::Known::default());
+    let keeper = hop::keeper::Keeper::new(client, &account.namespace);
+    (control.with_hop_keys(keys), Some(keeper.run(sender)))
 }
 
 fn grpc_server() -> tonic::transport::Server {

@@ -231,6 +231,7 @@ fn render(derived: Derived, mut problems: ByObject) -> String {
             Resource::Namespace(_) => {}
             Resource::ForeignService(service) => text += &service_lines(&service),
             Resource::Slice(_) => {}
+            Resource::HopKeys(_) => panic!("keys come from no object"),
             Resource::Settings(settings) => {
                 text += &pairs(&[
                     ("domain", settings.cluster_domain),

@@ -17,14 +17,17 @@ use ipnet::IpNet;
 use rustls::ServerConfig;
 
 use super::{
+    hop::HopCompiler,
     resources::{Dirty, Resources},
     zone::ZoneCompiler,
 };
 use crate::{
     balance::eligible,
+    hop::State,
     table::{
         Destination, Family, Frontend, FrontendKind, HealthCheck, Location, Map, Table, Target, Terminate,
         certificate::{Alpn, TlsContext},
+        hop::Exit,
         names::{Named, Names},
     },
 };
@@ -62,6 +65,7 @@ pub struct Compiler {
     /// TLS configurations by Secret and ALPN. Rebuilt when the certificate is another one.
     configs: HashMap<(NamespacedName, Alpn), Prepared>,
     zone: ZoneCompiler,
+    hop: HopCompiler,
 }
 
 /// A certificate, and the configuration made of it; `None` if it cannot be used.
@@ -74,6 +78,8 @@ struct Compiled {
     families: Vec<Family>,
     /// In the order of the Service, and for each port in the order of its families.
     ports: Vec<Vec<Arc<Target>>>,
+    /// The endpoints of this node, whatever policy and hints say, with their ports.
+    exits: Vec<Exit>,
     health_check: Option<HealthCheck>,
 }
 
@@ -82,7 +88,19 @@ struct Compiled {
 impl Compiler {
     /// A compiler that has compiled nothing yet.
     pub fn new(here: Here, tls: TlsContext) -> Self {
-        Self { here, tls, targets: BTreeMap::new(), configs: HashMap::new(), zone: ZoneCompiler::default() }
+        Self {
+            here,
+            tls,
+            targets: BTreeMap::new(),
+            configs: HashMap::new(),
+            zone: ZoneCompiler::default(),
+            hop: HopCompiler::default(),
+        }
+    }
+
+    /// Has connections handed to the agents of other nodes, and by them, at this port of every node.
+    pub fn with_hop(self, port: NonZeroU16, state: Arc<State>) -> Self {
+        Self { hop: HopCompiler::new(port, state), ..self }
     }
 
     /// The table for `resources`, of which `dirty` changed since the last call.
@@ -98,9 +116,18 @@ impl Compiler {
         self.configs.retain(|(name, _), _| resources.certificate(name).is_some());
         let domain = resources.settings().map_or("cluster.local", |settings| &settings.cluster_domain);
         let node_port_addresses = self.here.node_port_addresses.of(&location.addresses);
+        let exits = self.targets.values().flat_map(|compiled| &compiled.exits);
+        let hop = self.hop.compile(&location, resources, exits);
+        let mut frontends = self.frontends(&location, &node_port_addresses);
+        if let Some((hop, address)) = hop.as_ref().zip(location.addresses.first()) {
+            let address = SocketAddr::new(*address, hop.port.get());
+            let agents = Frontend { kind: FrontendKind::Hop, target: None };
+            frontends.entry(Destination { address, transport: Transport::Tcp }).or_insert(agents);
+        }
         let services = || self.targets.values().map(|compiled| &compiled.service);
         Table {
-            frontends: self.frontends(&location, &node_port_addresses),
+            frontends,
+            hop,
             names: Names::new(domain, self.targets.values().filter_map(named)),
             zone: self.zone.compile(domain, resources, dirty),
             workloads: resources.workloads().clone(),
@@ -142,13 +169,22 @@ impl Compiler {
                 .map(|family| Arc::new(target::of(service, port, *family, tls.clone(), all(), here)))
                 .collect()
         };
-        let ports = service.ports.iter().map(&mut port).collect();
+        let ports: Vec<Vec<Arc<Target>>> = service.ports.iter().map(&mut port).collect();
+        let exits = if self.hop.is_on() {
+            let pairs = service.ports.iter().zip(&ports);
+            let targets = pairs.flat_map(|(port, targets)| targets.iter().map(move |target| (port, target)));
+            targets
+                .flat_map(|(port, target)| target::exits(port, target, resources.endpoints(&service.name), here))
+                .collect()
+        } else {
+            Vec::new()
+        };
         let health_check = service.health_check_node_port.map(|port| HealthCheck {
             service: service.name.clone(),
             port,
             local_endpoints: eligible::local_ready_addresses(resources.endpoints(&service.name), here),
         });
-        Compiled { service: service.clone(), families, ports, health_check }
+        Compiled { service: service.clone(), families, ports, exits, health_check }
     }
 
     fn terminate(&mut self, secret: &NamespacedName, protocol: AppProtocol, resources: &Resources) -> Terminate {

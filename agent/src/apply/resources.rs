@@ -10,8 +10,8 @@ use std::{
 use api::{
     delta::{Changes, Rejection},
     resource::{
-        Key, Kind, Resource, certificate::Certificate, endpoint::Endpoint, name::NamespacedName, node::Node,
-        service::Service, settings::Settings, slice::Slice, workload::Workload,
+        Key, Kind, Resource, certificate::Certificate, endpoint::Endpoint, hop_keys::HopKeys, name::NamespacedName,
+        node::Node, service::Service, settings::Settings, slice::Slice, workload::Workload,
     },
 };
 
@@ -35,6 +35,7 @@ pub struct Resources {
     /// Services that another proxy serves: they are answered for by DNS, and not served.
     foreign: BTreeMap<Box<str>, Arc<Service>>,
     slices: HashMap<Box<str>, Slice>,
+    hop_keys: Option<HopKeys>,
     /// Trigger times of changes that are not in force.
     triggers: Triggers,
 }
@@ -120,6 +121,7 @@ impl Resources {
                 }
                 self.slices.insert(name, slice);
             }
+            Resource::HopKeys(keys) => self.hop_keys = Some(keys),
         }
     }
 
@@ -161,6 +163,7 @@ impl Resources {
                     self.triggers.remove(&slice.service);
                 }
             }
+            Kind::HopKeys => self.hop_keys = None,
         }
     }
 
@@ -226,6 +229,11 @@ impl Resources {
         self.certificates.get(name.to_string().as_str())
     }
 
+    /// The keys by which agents know each other, if they were sent.
+    pub fn hop_keys(&self) -> Option<&HopKeys> {
+        self.hop_keys.as_ref()
+    }
+
     /// Pods by address.
     pub fn workloads(&self) -> &Arc<Map<IpAddr, Arc<Workload>>> {
         &self.workloads
@@ -253,6 +261,7 @@ impl Resources {
             (Kind::Namespace, self.namespaces.len()),
             (Kind::ForeignService, self.foreign.len()),
             (Kind::Slice, self.slices.len()),
+            (Kind::HopKeys, usize::from(self.hop_keys.is_some())),
         ]
     }
 }

@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use super::{
     body::{BodyError, RequestBody},
     outbox::Outbox,
-    socket::Source,
+    source::Way,
 };
 use crate::{
     buffers::Buffers,
@@ -33,7 +33,7 @@ use crate::{
         response::{self, ResponseHead},
         write,
     },
-    report::outcome::Outcome,
+    report::{outcome::Outcome, via::Via},
 };
 
 /// Room that is asked for when a body of unknown length keeps coming in large pieces.
@@ -57,8 +57,10 @@ pub struct Connection {
     /// Size of the piece read last.
     last_read: usize,
     served: u64,
-    /// The client whose address the endpoint sees.
+    /// The client whose address the endpoint is to see.
     pub client: Option<IpAddr>,
+    /// How the endpoint was reached.
+    pub via: Via,
     /// When it became idle.
     pub idle_since: Instant,
 }
@@ -88,7 +90,7 @@ pub struct NoAnswer {
 
 impl Connection {
     /// A connection that has carried nothing yet.
-    pub fn new(stream: TcpStream, source: Source, now: Instant) -> Box<Self> {
+    pub fn new(stream: TcpStream, way: Way, via: Via, now: Instant) -> Box<Self> {
         Box::new(Self {
             stream,
             buffer: BytesMut::new(),
@@ -101,7 +103,8 @@ impl Connection {
             answered: false,
             last_read: 0,
             served: 0,
-            client: source.client(),
+            client: way.client(),
+            via,
             idle_since: now,
         })
     }

@@ -3,7 +3,6 @@
 use std::{
     cell::{Cell, RefCell},
     fmt,
-    net::SocketAddr,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -15,14 +14,13 @@ use hyper::{
     client::conn::{TrySendError, http2},
 };
 use hyper_util::rt::TokioIo;
-use tokio::{sync::Notify, task::spawn_local};
+use tokio::{net::TcpStream, sync::Notify, task::spawn_local};
 
 use super::{
     body::RequestBody,
     coalesce::{Coalesced, DrivingExecutor},
-    socket::{self, Source},
 };
-use crate::{local::Limits, report::outcome::Outcome};
+use crate::report::{outcome::Outcome, via::Via};
 
 /// Bytes that an endpoint may send before they are passed on: per stream, and for all streams of a connection. The second
 /// must be much larger, or one slow client would stop the others; half of it is also the budget for small frames, beyond
@@ -43,12 +41,14 @@ pub struct Connections {
     dialing: Cell<bool>,
     dialed: Notify,
     /// Why dialing failed last, and how often it has.
-    failed: Cell<(u64, Option<Outcome>)>,
+    failed: Cell<(u64, Option<(Outcome, Via)>)>,
 }
 
 /// A connection.
 struct Connection {
     sender: RefCell<http2::SendRequest<RequestBody>>,
+    /// How the endpoint was reached.
+    via: Via,
     /// Streams open.
     streams: Cell<usize>,
     /// Streams that the endpoint allows.
@@ -69,26 +69,27 @@ struct Dialing<'a>(&'a Connections);
 // === impl Connections ===
 
 impl Connections {
-    /// A stream to `address`, over a connection that is there or a new one.
+    /// A stream over a connection that is there, or over a new one.
     ///
     /// # Errors
-    /// As [`socket::dial`].
-    pub async fn stream(
-        &self,
-        address: SocketAddr,
-        source: Source,
-        limits: &Limits,
-        now: Instant,
-    ) -> Result<Stream, Outcome> {
+    /// Those of dialling, with the way that was tried.
+    pub async fn stream<Dialled>(&self, dial: impl Fn() -> Dialled, now: Instant) -> Result<Stream, (Outcome, Via)>
+    where
+        Dialled: Future<Output = (Result<TcpStream, Outcome>, Via)>,
+    {
         loop {
             if let Some(stream) = self.vacant() {
                 return Ok(stream);
             }
             if !self.dialing.replace(true) {
                 let dialing = Dialing(self);
-                let connection = connect(address, source, limits, now).await;
-                if let Err(outcome) = connection {
-                    self.failed.set((self.failed.get().0 + 1, Some(outcome)));
+                let (dialled, via) = dial().await;
+                let connection = match dialled {
+                    Ok(stream) => begin(stream, via, now).await.map_err(|outcome| (outcome, via)),
+                    Err(outcome) => Err((outcome, via)),
+                };
+                if let Err(failed) = connection {
+                    self.failed.set((self.failed.get().0 + 1, Some(failed)));
                 }
                 let connection = connection?;
                 self.open.borrow_mut().push(connection.clone());
@@ -98,10 +99,10 @@ impl Connections {
             let (failures, _) = self.failed.get();
             self.dialed.notified().await;
             // What the dialer could not reach, those who waited for it cannot either.
-            if let (later, Some(outcome)) = self.failed.get()
+            if let (later, Some(failed)) = self.failed.get()
                 && later > failures
             {
-                return Err(outcome);
+                return Err(failed);
             }
         }
     }
@@ -146,14 +147,8 @@ impl Drop for Dialing<'_> {
     }
 }
 
-async fn connect(
-    address: SocketAddr,
-    source: Source,
-    limits: &Limits,
-    now: Instant,
-) -> Result<Rc<Connection>, Outcome> {
-    let stream = socket::dial(address, source, limits.connect_timeout).await?;
-    socket::give_up_after(&stream, limits.upstream_user_timeout);
+/// HTTP/2 on a new connection.
+async fn begin(stream: TcpStream, via: Via, now: Instant) -> Result<Rc<Connection>, Outcome> {
     let io = Coalesced::new(stream, BytesMut::new());
     let handshake = http2::Builder::new(DrivingExecutor::new(io.clone()))
         .initial_stream_window_size(WINDOWS.0)
@@ -175,6 +170,7 @@ async fn connect(
     });
     Ok(Rc::new(Connection {
         sender: RefCell::new(sender),
+        via,
         streams: Cell::new(0),
         limit: streams,
         idle_since: Cell::new(now),
@@ -187,6 +183,11 @@ impl Stream {
     fn new(connection: Rc<Connection>, reused: bool) -> Self {
         connection.streams.set(connection.streams.get() + 1);
         Self { connection, reused }
+    }
+
+    /// How the endpoint was reached.
+    pub fn via(&self) -> Via {
+        self.connection.via
     }
 
     /// Sends a request. The stream must be kept until its answer is complete.

@@ -12,15 +12,18 @@ use std::{
 
 use api::resource::service::{AppProtocol, Transport};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts, uri};
+use tokio::net::TcpStream;
 
 use super::{
     answer,
     body::{RequestBody, outcome_of_stream},
     h1,
     headers::{self, Forwarded},
+    reach::{Call, reach},
     reply::{Account, Reply},
     retry,
-    socket::{self, Source},
+    socket::give_up_after,
+    source::Way,
 };
 use crate::{
     alarm::Alarm,
@@ -30,7 +33,8 @@ use crate::{
     report::{
         outcome::Outcome,
         record::{Attempt, Downstream},
-        trace,
+        trace::{self, SpanContext},
+        via::Via,
     },
     table::{Backend, Balance, Candidates, FrontendKind, HashKey, Table, Target},
 };
@@ -57,6 +61,8 @@ struct Exchange<'a> {
     parts: Parts,
     target: Arc<Target>,
     grpc: bool,
+    /// The attempt that is noted last.
+    attempt: SpanContext,
 }
 
 /// An attempt that gave no answer.
@@ -168,7 +174,8 @@ pub async fn forward(
         None => flow_hash(&target.balance, &parts, client.address.ip()),
     };
     let client = Client { address, hash };
-    let exchange = Exchange { session, alarm, account, parts, target: target.clone(), grpc };
+    let exchange =
+        Exchange { session, alarm, account, parts, target: target.clone(), grpc, attempt: SpanContext::default() };
     exchange.run(candidates, client, authority, body, interim).await
 }
 
@@ -288,12 +295,14 @@ impl Exchange<'_> {
                 started,
                 connected: None,
                 reused: false,
+                via: Via::Direct,
                 took: Default::default(),
                 status: None,
                 outcome: Outcome::Dropped,
                 span,
             });
         });
+        self.attempt = SpanContext { span, ..context };
         traces.inject(&mut self.parts.headers, context, span, self.session.trusted);
     }
 
@@ -354,22 +363,23 @@ impl Exchange<'_> {
     ) -> Result<Reply, Failed> {
         let local = &self.session.local;
         let careful = !retry::is_idempotent(&self.parts.method);
-        let source = self.source(backend);
-        let pooled = if may_reuse { upstream.pool.take(source, local.now(), careful) } else { None };
+        let way = self.way(backend);
+        let pooled = if may_reuse { upstream.pool.take(way, local.now(), careful) } else { None };
         let mut connection = match pooled {
             Some(connection) => connection,
-            None => match socket::dial(backend.address, source, local.limits.connect_timeout).await {
-                Ok(stream) => {
-                    socket::give_up_after(&stream, local.limits.upstream_user_timeout);
-                    h1::Connection::new(stream, source, local.now())
+            None => {
+                let (dialed, via) = self.reach(way, backend).await;
+                self.note_attempt(|attempt| attempt.via = via);
+                match dialed {
+                    Ok(stream) => h1::Connection::new(stream, way, via, local.now()),
+                    Err(outcome) => return Err(Failed { outcome, again: Some(body), stale: false }),
                 }
-                Err(outcome) => return Err(Failed { outcome, again: Some(body), stale: false }),
-            },
+            }
         };
-        let reused = connection.is_reused();
+        let (reused, via) = (connection.is_reused(), connection.via);
         self.note_attempt(|attempt| {
             attempt.connected = Some(if reused { Default::default() } else { attempt.started.elapsed() });
-            attempt.reused = reused;
+            (attempt.reused, attempt.via) = (reused, via);
         });
         connection.begin(&self.parts.method, &self.parts.uri, &self.parts.headers, body);
         self.set_alarm();
@@ -394,10 +404,21 @@ impl Exchange<'_> {
         }
     }
 
-    /// From which address an endpoint is dialled.
-    fn source(&self, backend: &Backend) -> Source {
+    /// The way to an endpoint.
+    fn way(&self, backend: &Backend) -> Way {
         let Session { local, downstream, .. } = self.session;
-        local.source(&self.target, downstream.frontend, downstream.peer, backend)
+        local.way(&self.target, downstream.frontend, downstream.peer, backend)
+    }
+
+    /// A new connection for the attempt that is noted last, and how it was made.
+    async fn reach(&self, way: Way, backend: &Backend) -> (Result<TcpStream, Outcome>, Via) {
+        let Session { local, downstream, .. } = self.session;
+        let call = Call { downstream, target: &self.target, backend, attempt: self.attempt };
+        let reached = reach(local, way, call).await;
+        if let Ok(stream) = &reached.0 {
+            give_up_after(stream, local.limits.upstream_user_timeout);
+        }
+        reached
     }
 
     /// Takes over the head of an answer.
@@ -435,16 +456,18 @@ impl Exchange<'_> {
         interim: &mut impl FnMut(&ResponseHead),
     ) -> Result<Reply, Failed> {
         let local = &self.session.local;
-        let source = self.source(backend);
-        let connections = upstream.pool.http2(source);
-        let stream = connections.stream(backend.address, source, &local.limits, local.now()).await;
-        let stream = match stream {
+        let way = self.way(backend);
+        let connections = upstream.pool.http2(way);
+        let stream = match connections.stream(|| self.reach(way, backend), local.now()).await {
             Ok(stream) => stream,
-            Err(outcome) => return Err(Failed { outcome, again: Some(body), stale: false }),
+            Err((outcome, via)) => {
+                self.note_attempt(|attempt| attempt.via = via);
+                return Err(Failed { outcome, again: Some(body), stale: false });
+            }
         };
         self.note_attempt(|attempt| {
             attempt.connected = Some(if stream.reused { Default::default() } else { attempt.started.elapsed() });
-            attempt.reused = stream.reused;
+            (attempt.reused, attempt.via) = (stream.reused, stream.via());
         });
         // Informational answers do not come through the client of HTTP/2, so the body is asked for here.
         if self.parts.headers.remove(header::EXPECT).is_some() {

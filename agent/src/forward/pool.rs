@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{h1::Connection, h2::Connections, socket::Source};
+use super::{h1::Connection, h2::Connections, source::Way};
 
 /// Idle connections of HTTP/1.1 kept per worker and endpoint: as many as a worker can have in flight there in a burst.
 const IDLE_CONNECTIONS: usize = 256;
@@ -38,8 +38,8 @@ impl Pool {
     /// for requests that could not be sent again.
     ///
     /// A connection that shows an endpoint the address of a client is for that client alone.
-    pub fn take(&self, source: Source, now: Instant, careful: bool) -> Option<Box<Connection>> {
-        let client = source.client();
+    pub fn take(&self, way: Way, now: Instant, careful: bool) -> Option<Box<Connection>> {
+        let client = way.client();
         let mut idle = self.idle.borrow_mut();
         // Where connections are shared, the last one fits.
         while let Some(last) = idle.iter().rposition(|connection| connection.client == client) {
@@ -53,9 +53,9 @@ impl Pool {
         None
     }
 
-    /// Connections of HTTP/2 that send from `source`.
-    pub fn http2(&self, source: Source) -> Rc<Connections> {
-        match source.client() {
+    /// Connections of HTTP/2 that go this way.
+    pub fn http2(&self, way: Way) -> Rc<Connections> {
+        match way.client() {
             None => self.http2.clone(),
             Some(client) => self.http2_of_clients.borrow_mut().entry(client).or_default().clone(),
         }

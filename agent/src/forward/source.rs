@@ -1,4 +1,4 @@
-//! From which address an endpoint is dialled (S6).
+//! From which address an endpoint is dialled, and by whom (S6).
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,18 +7,54 @@ use api::resource::service::ClientAddress;
 use super::socket::Source;
 use crate::table::{Backend, FrontendKind, Locality, Table, Target, verdict::ClientKind};
 
-/// The source of a connection or flow to `backend` for `client`, who dialled an address of this kind.
+/// The way to an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// It is dialled from here.
+    Direct(Source),
+    /// The agent of its node dials it as the client.
+    Hop {
+        /// The client.
+        client: SocketAddr,
+        /// Where that agent is.
+        agent: SocketAddr,
+    },
+}
+
+/// The way of a connection or flow to `backend` for `client`, who dialled an address of this kind.
 ///
-/// The client's address is used only where the answers of the endpoint come through this node: endpoints on this node, and
-/// clients that are Pods of this node.
-pub fn choose(table: &Table, target: &Target, kind: FrontendKind, client: SocketAddr, backend: &Backend) -> Source {
+/// The client's address can be used only where the answers of the endpoint come through this node: endpoints on this node,
+/// and clients that are Pods of this node. For all others there is the hop.
+pub fn choose(table: &Table, target: &Target, kind: FrontendKind, client: SocketAddr, backend: &Backend) -> Way {
     let ip = client.ip();
-    let returns = backend.locality == Locality::Node || lives_here(table, ip);
     let same_family = ip.is_ipv4() == backend.address.is_ipv4();
-    if returns && same_family && keeps(table, target, kind, ip, backend) {
-        Source::Client(client)
-    } else {
-        Source::Node
+    if !same_family || !keeps(table, target, kind, ip, backend) {
+        return Way::Direct(Source::Node);
+    }
+    if backend.locality == Locality::Node || lives_here(table, ip) {
+        return Way::Direct(Source::Client(client));
+    }
+    let agent = table.hop.as_ref().and_then(|hop| hop.agent_of(backend));
+    agent.map_or(Way::Direct(Source::Node), |agent| Way::Hop { client, agent })
+}
+
+// === impl Way ===
+
+impl Way {
+    /// The client whose address the endpoint sees.
+    pub fn client(self) -> Option<IpAddr> {
+        match self {
+            Way::Direct(source) => source.client(),
+            Way::Hop { client, .. } => Some(client.ip()),
+        }
+    }
+
+    /// The way from this node, for what no other agent can take over.
+    pub fn direct(self) -> Source {
+        match self {
+            Way::Direct(source) => source,
+            Way::Hop { .. } => Source::Node,
+        }
     }
 }
 

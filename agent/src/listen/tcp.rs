@@ -7,6 +7,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use super::{
+    hop,
     http::{self, HttpRoute},
     tls,
 };
@@ -23,7 +24,7 @@ use crate::{
         outcome::Outcome,
         record::{ClientSource, Downstream, OpenConnection},
     },
-    table::{Candidates, Frontend, Target, Terminate},
+    table::{Candidates, Frontend, FrontendKind, Target, Terminate},
 };
 
 /// Serves a connection that was accepted at `destination`, until it is over. `guard` counts it for as long.
@@ -39,6 +40,9 @@ pub async fn serve(
         // The Service went while the connection waited to be accepted: the answer of a port that nobody listens on.
         return reset_on_close(&stream);
     };
+    if frontend.kind == FrontendKind::Hop {
+        return Box::pin(hop::serve(local, stream, peer)).await;
+    }
     let downstream = Downstream {
         peer,
         local: destination,

@@ -23,6 +23,7 @@ use crate::{
     report::{
         outcome::Outcome,
         record::{Attempt, ClientSource, Downstream, OpenConnection},
+        via::Via,
     },
     table::{Candidates, FrontendKind, Target},
 };
@@ -166,8 +167,8 @@ fn open(
     while tried.len() < local.limits.attempts {
         let backend = local.choose(target, candidates, client, &tried)?;
         let started = Instant::now();
-        let source = local.source(target, kind, key.client, backend);
-        let flow = Flow::open(local, key, backend, source);
+        let way = local.way(target, kind, key.client, backend);
+        let flow = Flow::open(local, key, backend, way.direct());
         record.note(|record| {
             record.attempts.push(Attempt {
                 backend: backend.clone(),
@@ -175,6 +176,7 @@ fn open(
                 // UDP has no handshake that would show whether somebody is there.
                 connected: None,
                 reused: false,
+                via: Via::Direct,
                 took: started.elapsed(),
                 status: None,
                 outcome: if flow.is_ok() { Outcome::Complete } else { Outcome::ConnectFailed },

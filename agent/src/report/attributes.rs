@@ -14,6 +14,7 @@ use super::{
     record::{Attempt, ClientSource, ConnectionRecord, Downstream, RequestRecord},
     url,
     verdict::{self, rpc_status},
+    via::Via,
 };
 use crate::table::{Balance, HashKey, Target};
 
@@ -117,6 +118,9 @@ pub fn connection(record: &ConnectionRecord, visit: &mut impl Visit) {
         visit.word("error.type", error);
     }
     visit.word("portico.listener.kind", downstream.frontend.label());
+    if !record.entry_node.is_empty() {
+        visit.text("portico.hop.entry_node.name", &record.entry_node);
+    }
     target(record.target.as_deref(), visit);
 }
 
@@ -271,6 +275,11 @@ fn backend(attempt: &Attempt, visit: &mut impl Visit) {
         }
     }
     visit.word("portico.backend.locality", backend.locality.label());
+    match attempt.via {
+        Via::Direct => {}
+        Via::Hop => visit.text("portico.hop.exit_node.name", &backend.node),
+        Via::Bypassed(bypass) => visit.word("portico.hop.bypass", bypass.label()),
+    }
 }
 
 /// Attribute values are signed; a count that large does not occur.

@@ -21,6 +21,7 @@ use super::{
     method::{self, METHODS},
     outcome::Outcome,
     trace::{SpanContext, TraceState},
+    via::Via,
 };
 use crate::table::{Backend, FrontendKind, Target};
 
@@ -68,6 +69,8 @@ pub struct Attempt {
     pub connected: Option<Duration>,
     /// The connection had served before.
     pub reused: bool,
+    /// How the endpoint was reached, or was to be.
+    pub via: Via,
     /// Time to the end of the attempt.
     pub took: Duration,
     /// Status of the endpoint's answer.
@@ -85,6 +88,8 @@ pub struct ConnectionRecord {
     pub downstream: Arc<Downstream>,
     /// What was spoken: `tcp`, `tls`, `http` or `udp`.
     pub protocol: &'static str,
+    /// The node that handed it over; empty if it came from its client.
+    pub entry_node: Box<str>,
     /// Where it went.
     pub target: Option<Arc<Target>>,
     /// When it was accepted.
@@ -222,12 +227,13 @@ pub struct OpenRequest {
 // === impl Slot ===
 
 impl Slot {
-    const KINDS: [FrontendKind; 5] = [
+    const KINDS: [FrontendKind; 6] = [
         FrontendKind::ClusterIp,
         FrontendKind::NodePort,
         FrontendKind::LoadBalancer,
         FrontendKind::ExternalIp,
         FrontendKind::Route,
+        FrontendKind::Hop,
     ];
     /// Number of slots.
     pub const COUNT: usize = 2 * Self::KINDS.len();
@@ -297,6 +303,7 @@ impl Reporter {
         let record = ConnectionRecord {
             downstream,
             protocol,
+            entry_node: Box::default(),
             target: None,
             started: Instant::now(),
             took: Duration::ZERO,

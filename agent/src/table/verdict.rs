@@ -108,6 +108,8 @@ impl Target {
         }
         let local = match kind {
             FrontendKind::ClusterIp | FrontendKind::Route => self.internal_local,
+            // Another node has chosen the endpoint already.
+            FrontendKind::Hop => false,
             // S5.3: for those inside, it is as if the packet had left and come back through the load balancer.
             FrontendKind::NodePort | FrontendKind::LoadBalancer | FrontendKind::ExternalIp => {
                 self.external_local && !inside()
@@ -145,6 +147,7 @@ impl Target {
         match (kind, from) {
             (_, ClientKind::Node) => false,
             (FrontendKind::ClusterIp | FrontendKind::Route, from) => from == ClientKind::Pod,
+            (FrontendKind::Hop, _) => true,
             (FrontendKind::NodePort | FrontendKind::LoadBalancer | FrontendKind::ExternalIp, _) => self.external_local,
         }
     }

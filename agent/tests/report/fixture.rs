@@ -12,6 +12,7 @@ use agent::{
         outcome::Outcome,
         record::{Attempt, ClientSource, ConnectionRecord, Downstream, RequestRecord},
         trace::SpanContext,
+        via::Via,
     },
     table::{Backend, Balance, Candidates, Family, FrontendKind, HashKey, Locality, Target, Terminate},
 };
@@ -98,6 +99,7 @@ pub fn attempt(number: u8, started: Instant, outcome: Outcome) -> Attempt {
         started,
         connected: reached.then(|| millis(2)),
         reused: false,
+        via: Via::Direct,
         took: millis(9),
         status: (reached && outcome == Outcome::Complete).then_some(200),
         outcome,
@@ -138,6 +140,7 @@ pub fn connection(started: Instant) -> ConnectionRecord {
     ConnectionRecord {
         downstream: downstream(FrontendKind::ClusterIp),
         protocol: "tcp",
+        entry_node: "".into(),
         target: Some(target("db", Balance::Random)),
         started,
         took: millis(1500),

@@ -2,9 +2,10 @@
 
 use agent::report::{
     outcome::Outcome,
-    record::{Record, RequestRecord},
+    record::{ConnectionRecord, Record, RequestRecord},
     span,
     trace::SpanContext,
+    via::{Bypass, Via},
 };
 use opentelemetry::{
     InstrumentationScope,
@@ -141,6 +142,23 @@ fn a_connection_is_a_span_with_its_connects() {
         assert!(attributes(&spans[0]).contains(&expected.to_owned()), "{expected}");
     }
     assert_eq!(spans.iter().map(is_error).collect::<Vec<_>>(), [false, true, false]);
+}
+
+#[test]
+fn a_hop_is_told_on_both_of_its_nodes() {
+    let told = |change: fn(&mut ConnectionRecord)| {
+        let (started, clock) = begin();
+        let mut record = connection(started);
+        change(&mut record);
+        let spans = spans_at(&Record::Connection(Box::new(record)), &clock);
+        let of_hop = |span: &SpanData| attributes(span).into_iter().filter(|text| text.starts_with("portico.hop."));
+        spans.iter().flat_map(of_hop).collect::<Vec<_>>()
+    };
+    assert!(told(|_| {}).is_empty());
+    assert_eq!(told(|record| record.attempts[1].via = Via::Hop), ["portico.hop.exit_node.name=worker-1"]);
+    let bypassed = told(|record| record.attempts[1].via = Via::Bypassed(Bypass::NoAgent));
+    assert_eq!(bypassed, ["portico.hop.bypass=no_agent"]);
+    assert_eq!(told(|record| record.entry_node = "worker-2".into()), ["portico.hop.entry_node.name=worker-2"]);
 }
 
 #[test]

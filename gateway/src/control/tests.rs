@@ -1,6 +1,13 @@
 //! When changes are committed, on a clock that only moves when everybody waits for it.
 
-use api::resource::settings::Settings;
+use api::{
+    delta::frame::View,
+    proto::discovery::ListResourcesRequest,
+    resource::{
+        hop_keys::{HopKey, HopKeys},
+        settings::Settings,
+    },
+};
 use k8s_openapi::{
     api::{
         core::v1::{Node, Service, ServiceSpec},
@@ -15,11 +22,12 @@ use crate::{
     emulate::slices::SERVICE_NAME,
     model::{endpoint::Reach, service::Policy, world::Ownership},
     problem::Problem,
-    stream::nodes::Nodes,
+    stream::{list::page, nodes::Nodes},
     watch::object::{Event, Object},
 };
 
 struct Fixture {
+    store: Arc<Store>,
     batches: mpsc::Sender<Batch>,
     revisions: watch::Receiver<u64>,
     catalog: watch::Receiver<Catalog>,
@@ -28,6 +36,10 @@ struct Fixture {
 }
 
 fn start() -> Fixture {
+    start_with(|control| control)
+}
+
+fn start_with(change: impl FnOnce(Control) -> Control) -> Fixture {
     let config = Config {
         settings: Settings { cluster_domain: "cluster.local".to_owned(), service_cidrs: vec![], node_ports: (1, 2) },
         ownership: Ownership::AllButForeign,
@@ -37,10 +49,10 @@ fn start() -> Fixture {
     let (store, readiness) = (Arc::new(Store::new()), Readiness::new());
     let metrics = Metrics::new(&opentelemetry::global::meter("test"), &store, &Arc::new(Nodes::default()));
     let revisions = store.revisions();
-    let (control, catalog) = Control::new(config, store, metrics, readiness.latch("sources listed"));
+    let (control, catalog) = Control::new(config, store.clone(), metrics, readiness.latch("sources listed"));
     let (batches, received) = mpsc::channel(16);
-    tokio::spawn(control.run(received));
-    Fixture { batches, revisions, catalog, readiness, began: Instant::now() }
+    tokio::spawn(change(control).run(received));
+    Fixture { store, batches, revisions, catalog, readiness, began: Instant::now() }
 }
 
 impl Fixture {
@@ -164,4 +176,44 @@ async fn what_keeps_a_kind_from_being_listed_is_told_before_everything_is() {
     fixture.catalog.changed().await.expect("the loop runs");
     assert_eq!(*fixture.catalog.borrow().source_problems, source);
     assert_eq!(*fixture.revisions.borrow(), 0, "nothing is published");
+}
+
+fn hop_keys(byte: u8) -> HopKeys {
+    HopKeys { current: HopKey([byte; 32]), accepted: vec![] }
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_of_agents_are_waited_for_and_follow_the_secret() {
+    let (sender, keys) = watch::channel(Known::Unread);
+    let mut fixture = start_with(|control| control.with_hop_keys(keys));
+    for kind in Kind::ALL {
+        fixture.send(vec![Event::Reset(kind, vec![])]).await;
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(*fixture.revisions.borrow(), 0, "agents would lose the keys that they hold");
+    sender.send_replace(Known::Keys(hop_keys(1)));
+    fixture.committed().await;
+    let published = |store: &Store| {
+        let state = store.read();
+        let wires: Vec<_> = state.all(api::resource::Kind::HopKeys).iter().map(|encoded| encoded.to_wire()).collect();
+        assert_eq!(wires.len(), 1);
+        Resource::decode(api::resource::Kind::HopKeys, wires[0].body.clone()).expect("ours")
+    };
+    assert_eq!(published(&fixture.store), Resource::HopKeys(hop_keys(1)));
+    sender.send_replace(Known::Keys(hop_keys(2)));
+    fixture.committed().await;
+    assert_eq!(published(&fixture.store), Resource::HopKeys(hop_keys(2)));
+
+    let request = ListResourcesRequest { r#type: api::resource::Kind::HopKeys.wire().into(), ..Default::default() };
+    let listed = page(&fixture.store.read(), &request).expect("a page");
+    assert!(listed.resources[0].body.is_empty(), "keys are shown to agents only");
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_that_cannot_be_read_hold_nothing_up() {
+    let (sender, keys) = watch::channel(Known::Unread);
+    let fixture = start_with(|control| control.with_hop_keys(keys));
+    sender.send_replace(Known::Unavailable);
+    let fixture = fixture.listed().await;
+    assert!(fixture.store.read().all(api::resource::Kind::HopKeys).is_empty());
 }

@@ -138,7 +138,8 @@ impl Known {
             | Kind::Workload
             | Kind::Namespace
             | Kind::ForeignService
-            | Kind::Slice => Vec::new(),
+            | Kind::Slice
+            | Kind::HopKeys => Vec::new(),
         }
     }
 

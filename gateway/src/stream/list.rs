@@ -33,10 +33,10 @@ pub fn page(state: &State, request: &ListResourcesRequest) -> Result<ListResourc
     };
     let start = start(&request.page_token, state.revision())?;
     let all = state.all(kind);
-    // Keys may hold private keys behind them: certificates are listed without their bodies.
+    // Keys are for agents: what holds some is listed without its body.
     let visible = |encoded: &&api::delta::frame::Encoded| {
         let mut resource = encoded.to_wire();
-        if kind == Kind::Certificate {
+        if kind.is_secret() {
             resource.body.clear();
         }
         resource

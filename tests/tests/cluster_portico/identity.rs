@@ -42,6 +42,7 @@ const GATEWAY: &[&str] = &[
     "pods get list watch",
     "secrets get list watch create",
     "secrets portico-gateway-tls get list watch update",
+    "secrets portico-hop-keys get list watch update",
     "services get list watch patch",
     "services/status patch",
     "tokenreviews.authentication.k8s.io create",

@@ -15,7 +15,9 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     balance::{eligible, ring::Ring},
-    table::{Affinity, Backend, Balance, Candidates, Family, HashKey, Locality, Location, Target, Terminate},
+    table::{
+        Affinity, Backend, Balance, Candidates, Family, HashKey, Locality, Location, Target, Terminate, hop::Exit,
+    },
 };
 
 /// The target of a port. `endpoints` are all of the Service.
@@ -114,18 +116,7 @@ fn candidates(chosen: &[&Endpoint], port: &ServicePort, target: &Target, here: &
         let offered = endpoint.ports.iter().filter(|o| o.name == port.name && o.transport == port.transport);
         for offered in offered {
             let address = SocketAddr::new(endpoint.address, offered.port.get());
-            let backend = || {
-                Arc::new(Backend {
-                    address,
-                    key: endpoint.hash_key.as_str().into(),
-                    pod: endpoint.pod.as_str().into(),
-                    node: endpoint.node.as_str().into(),
-                    zone: endpoint.zone.as_str().into(),
-                    locality: locality(endpoint, here),
-                    weight: endpoint.weight.get(),
-                    draining: !endpoint.ready,
-                })
-            };
+            let backend = || Arc::new(backend(endpoint, address, here));
             backends.entry(address).or_insert_with(backend);
         }
     }
@@ -134,6 +125,38 @@ fn candidates(chosen: &[&Endpoint], port: &ServicePort, target: &Target, here: &
     let ring = hashed.then(|| Ring::new(backends.iter().map(|backend| (&*backend.key, backend.weight))));
     let candidates = Candidates { backends, ring, ..Candidates::default() };
     if target.affinity.is_some() { candidates.with_tags() } else { candidates }
+}
+
+/// The endpoints of this node that serve a port, whatever policy and hints say: the agents of other nodes choose by theirs.
+pub(super) fn exits<'a>(
+    port: &ServicePort,
+    target: &Arc<Target>,
+    endpoints: impl Iterator<Item = &'a Endpoint>,
+    here: &Location,
+) -> impl Iterator<Item = Exit> {
+    let serves = |endpoint: &&Endpoint| endpoint.is_ready() || endpoint.is_draining();
+    let of_family = |endpoint: &&Endpoint| Family::of(endpoint.address) == target.family;
+    let local = endpoints.filter(|endpoint| eligible::is_local(endpoint, here)).filter(of_family).filter(serves);
+    local.flat_map(move |endpoint| {
+        let offered = endpoint.ports.iter().filter(|o| o.name == port.name && o.transport == port.transport);
+        offered.map(move |offered| {
+            let address = SocketAddr::new(endpoint.address, offered.port.get());
+            Exit { target: target.clone(), backend: Arc::new(backend(endpoint, address, here)) }
+        })
+    })
+}
+
+fn backend(endpoint: &Endpoint, address: SocketAddr, here: &Location) -> Backend {
+    Backend {
+        address,
+        key: endpoint.hash_key.as_str().into(),
+        pod: endpoint.pod.as_str().into(),
+        node: endpoint.node.as_str().into(),
+        zone: endpoint.zone.as_str().into(),
+        locality: locality(endpoint, here),
+        weight: endpoint.weight.get(),
+        draining: !endpoint.ready,
+    }
 }
 
 /// Where the endpoints of a UDP port are that serve, which is all that a flow asks of its endpoint (S16.2).

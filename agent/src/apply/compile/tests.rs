@@ -1,12 +1,13 @@
 //! Resources in, table out.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use api::{
     delta::{Changed, Changes, version::Version},
     resource::{
         Key, Kind, Resource,
         endpoint::{Endpoint, EndpointPort},
+        hop_keys::{HopKey, HopKeys},
         node::Node,
         service::{Balancing, ClientAddress, TrafficPolicy},
     },
@@ -137,6 +138,39 @@ fn a_service_answers_at_all_its_addresses() {
     assert!(table.frontend(([127, 0, 1, 2], 30_001).into(), Transport::Tcp).is_none(), "another node's address");
     let shared = table.frontend(([127, 0, 1, 1], 8080).into(), Transport::Tcp).expect("the shared port");
     assert!(shared.target.is_none());
+}
+
+#[test]
+fn other_nodes_may_ask_for_the_endpoints_of_this_one_once_there_are_keys() {
+    let mut held = Resources::default();
+    let mut compiler =
+        compiler().with_hop(NonZeroU16::new(18_082).expect("not zero"), Arc::new(State::new(SystemTime::now())));
+    let mut compile = |resources: Vec<Resource>| {
+        let (rejections, dirty) = held.apply(set(resources));
+        assert_eq!(rejections, []);
+        compiler.compile(&held, &dirty)
+    };
+    // Hints that name other zones only, and what does not serve any more.
+    let hinted = Endpoint { hint_zones: vec!["west".to_owned()], ..endpoint("web", 5, "node-a") };
+    let draining = Endpoint { ready: false, terminating: true, ..endpoint("web", 6, "node-a") };
+    let gone = Endpoint { ready: false, serving: false, terminating: true, ..endpoint("web", 7, "node-a") };
+    let elsewhere = Endpoint { hint_zones: vec!["east".to_owned()], ..endpoint("web", 8, "node-b") };
+    let host_network = Endpoint { address: [127, 0, 1, 1].into(), ..endpoint("web", 9, "node-a") };
+    let endpoints = [hinted, draining, gone, elsewhere, host_network];
+    let resources = [node("node-a", 1), node("node-b", 2), Resource::Service(Box::new(service("web", 1)))];
+    let endpoints = endpoints.into_iter().map(|endpoint| Resource::Endpoint(Box::new(endpoint)));
+    let without = compile(resources.into_iter().chain(endpoints).collect());
+    let port: SocketAddr = ([127, 0, 1, 1], 18_082).into();
+    assert!(without.hop.is_none() && without.frontend(port, Transport::Tcp).is_none());
+
+    let keys = HopKeys { current: HopKey([1; 32]), accepted: vec![] };
+    let table = compile(vec![Resource::HopKeys(keys)]);
+    assert_eq!(table.frontend(port, Transport::Tcp).expect("the port").kind, FrontendKind::Hop);
+    let hop = table.hop.expect("there are keys");
+    let mut exits: Vec<String> = hop.exits.keys().map(|exit| exit.endpoint.to_string()).collect();
+    exits.sort();
+    assert_eq!(exits, ["127.1.0.5:8080", "127.1.0.6:8080"]);
+    assert_eq!(hop.agents().collect::<Vec<_>>(), [([127, 0, 1, 2], 18_082).into()]);
 }
 
 #[test]

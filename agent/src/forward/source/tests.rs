@@ -1,13 +1,17 @@
-use std::sync::Arc;
+use std::{num::NonZeroU16, sync::Arc, time::SystemTime};
 
 use api::resource::{
+    hop_keys::{HopKey, HopKeys},
     name::NamespacedName,
     service::{AppProtocol, Transport},
     workload::Workload,
 };
 
 use super::*;
-use crate::table::{Balance, Candidates, Family, Location, Terminate};
+use crate::{
+    hop::{State, seal::Keys},
+    table::{Balance, Candidates, Family, Location, Map, Terminate, hop::Hop},
+};
 
 fn table() -> Table {
     let workload = |address: IpAddr, node: &str| {
@@ -68,7 +72,7 @@ fn backend(address: &str, locality: Locality) -> Backend {
 
 fn check(kind: FrontendKind, target: &Target, client: &str, backend: &Backend, kept: bool) {
     let client: SocketAddr = client.parse().expect("an address");
-    let expected = if kept { Source::Client(client) } else { Source::Node };
+    let expected = Way::Direct(if kept { Source::Client(client) } else { Source::Node });
     assert_eq!(choose(&table(), target, kind, client, backend), expected, "{kind:?} {client} {backend:?}");
 }
 
@@ -130,4 +134,56 @@ fn the_annotation_decides_where_there_is_a_choice() {
     check(ClientAddress::Pool, Opaque, ClusterIp, POD, false);
     check(ClientAddress::Keep, Opaque, NodePort, OUTSIDE, true);
     check(ClientAddress::Keep, Opaque, NodePort, NODE, false);
+}
+
+/// A table from which connections to endpoints of the node `there` can be handed over.
+fn table_with_hop() -> Table {
+    let keys = HopKeys { current: HopKey([1; 32]), accepted: vec![] };
+    let hop = Hop {
+        port: NonZeroU16::new(18_082).expect("not zero"),
+        keys: Arc::new(Keys::new(&keys)),
+        nodes: [("there".into(), [192, 168, 0, 2].into())].into_iter().collect(),
+        node_addresses: [[192, 168, 0, 1].into(), [192, 168, 0, 2].into()].into_iter().collect(),
+        exits: Map::default(),
+        state: Arc::new(State::new(SystemTime::now())),
+    };
+    Table { hop: Some(Arc::new(hop)), ..table() }
+}
+
+#[test]
+fn the_agent_of_another_node_dials_where_this_one_cannot() {
+    let hop = |client: &str| Way::Hop {
+        client: client.parse().expect("an address"),
+        agent: "192.168.0.2:18082".parse().expect("an address"),
+    };
+    let (node, direct) = (Way::Direct(Source::Node), Way::Direct(Source::Client(POD.parse().expect("an address"))));
+    let at = |address, node: &str| Backend { node: node.into(), ..backend(address, Locality::Cluster) };
+    let (there, unknown) = (at("10.1.1.9:80", "there"), at("10.1.2.9:80", "elsewhere"));
+    // It has the addresses of its node, so its answers pass every agent by.
+    let host_network = at("192.168.0.2:80", "there");
+    use FrontendKind::{ClusterIp, NodePort};
+    let keep = |kind, client: &str, backend: &Backend, expected| {
+        for protocol in [AppProtocol::Opaque, AppProtocol::Http] {
+            let target = target(ClientAddress::Keep, protocol, false);
+            let client = client.parse().expect("an address");
+            assert_eq!(choose(&table_with_hop(), &target, kind, client, backend), expected, "{client} {backend:?}");
+        }
+    };
+    keep(NodePort, OUTSIDE, &there, hop(OUTSIDE));
+    keep(ClusterIp, OUTSIDE, &there, hop(OUTSIDE));
+    keep(NodePort, POD_ELSEWHERE, &there, hop(POD_ELSEWHERE));
+    // Answers to Pods of this node come through it anyway.
+    keep(ClusterIp, POD, &there, direct);
+    keep(NodePort, NODE, &there, node);
+    keep(NodePort, OUTSIDE, &unknown, node);
+    keep(NodePort, OUTSIDE, &host_network, node);
+
+    let choose = |target: &Target| {
+        let client = OUTSIDE.parse().expect("an address");
+        choose(&table_with_hop(), target, NodePort, client, &there)
+    };
+    assert_eq!(choose(&target(ClientAddress::Auto, AppProtocol::Opaque, false)), node, "S6");
+    assert_eq!(choose(&target(ClientAddress::Pool, AppProtocol::Opaque, true)), node);
+    // Policy Local sends clients to other nodes only where it overflows, and then they are kept as well.
+    assert_eq!(choose(&target(ClientAddress::Auto, AppProtocol::Opaque, true)), hop(OUTSIDE));
 }

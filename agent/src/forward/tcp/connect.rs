@@ -6,11 +6,12 @@ use tokio::net::TcpStream;
 
 use crate::{
     balance::{choose::Client, flow::FlowHash},
-    forward::socket::dial,
+    forward::reach::{Call, reach},
     local::{Busy, Local},
     report::{
         outcome::Outcome,
         record::{Attempt, Downstream, OpenConnection},
+        trace::SpanContext,
     },
     table::{Candidates, Target},
 };
@@ -36,8 +37,9 @@ pub async fn connect(
         let upstream = local.upstream(backend.address);
         let busy = upstream.busy();
         let started = Instant::now();
-        let source = local.source(target, downstream.frontend, downstream.peer, backend);
-        let dialed = dial(backend.address, source, local.limits.connect_timeout).await;
+        let way = local.way(target, downstream.frontend, downstream.peer, backend);
+        let attempt = SpanContext { span: local.reporter.traces.span(), ..record.trace() };
+        let (dialed, via) = reach(local, way, Call { downstream, target, backend, attempt }).await;
         let took = started.elapsed();
         record.note(|record| {
             record.attempts.push(Attempt {
@@ -45,10 +47,11 @@ pub async fn connect(
                 started,
                 connected: dialed.is_ok().then_some(took),
                 reused: false,
+                via,
                 took,
                 status: None,
                 outcome: dialed.as_ref().err().copied().unwrap_or(Outcome::Complete),
-                span: local.reporter.traces.span(),
+                span: attempt.span,
             });
         });
         match dialed {

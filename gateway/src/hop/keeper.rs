@@ -1,0 +1,173 @@
+//! Keeps the Secret of the keys. All replicas do; a write names the version that was read, so of two at once one is
+//! refused, and reads again.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client, api::PostParams, core::ObjectMeta};
+use runtime::backoff::Backoff;
+use tokio::{sync::watch, time::timeout};
+
+use super::{
+    Known,
+    held::{self, Held, Step, plan},
+};
+use crate::identity::certificate::keeper::changes;
+
+/// The Secret, which none but gateways need to read. Who deletes it has all keys made anew at once.
+pub const SECRET: &str = "portico-hop-keys";
+
+/// Says that an object is ours to write.
+const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "portico-gateway");
+
+/// The Secret is looked at this often, whatever the plan says: clocks jump.
+const AT_LEAST: Duration = Duration::from_secs(300);
+
+/// How long a look may take, with the write that follows. The first state for agents waits for the first look.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Keeps the keys.
+pub struct Keeper {
+    secrets: Api<Secret>,
+}
+
+/// Why a step failed. The next attempt follows.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("cannot {verb} the Secret {SECRET}: {source}")]
+    Api { verb: &'static str, source: Box<kube::Error> },
+    #[error("the Secret {SECRET} was not made by a gateway, and is left alone; delete it or give it another name")]
+    Foreign,
+    #[error("the API server did not answer within {LIMIT:?}")]
+    Silent,
+    #[error("the system has no random numbers")]
+    Random(#[from] aws_lc_rs::error::Unspecified),
+}
+
+/// How a look at the Secret ended.
+enum Looked {
+    /// Another gateway wrote first, or we did: look again.
+    Again,
+    /// Nothing to do before this time.
+    Until(SystemTime),
+}
+
+// === impl Keeper ===
+
+impl Keeper {
+    /// Keeps the Secret of this namespace through this client.
+    pub fn new(client: Client, namespace: &str) -> Self {
+        Self { secrets: Api::namespaced(client, namespace) }
+    }
+
+    /// Publishes the keys in force into `known`, and keeps the Secret, without end.
+    pub async fn run(self, known: watch::Sender<Known>) {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30), Duration::from_secs(60));
+        let mut changes = std::pin::pin!(changes(self.secrets.clone(), SECRET));
+        loop {
+            let looked = timeout(LIMIT, self.look(SystemTime::now(), &known)).await;
+            let wait = match looked.unwrap_or(Err(Error::Silent)) {
+                Ok(Looked::Again) => continue,
+                Ok(Looked::Until(time)) => {
+                    backoff.healthy();
+                    time.duration_since(SystemTime::now()).unwrap_or_default().min(AT_LEAST)
+                }
+                Err(error) => {
+                    let wait = backoff.next();
+                    tracing::warn!(%error, ?wait, "cannot keep the keys of the hop between agents; trying again");
+                    known.send_if_modified(|known| {
+                        let is_first = *known == Known::Unread;
+                        if is_first {
+                            *known = Known::Unavailable;
+                        }
+                        is_first
+                    });
+                    wait
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                Some(()) = changes.next() => {}
+            }
+        }
+    }
+
+    /// Looks at what is there, publishes it, and takes one step.
+    async fn look(&self, now: SystemTime, known: &watch::Sender<Known>) -> Result<Looked, Error> {
+        let secret = self.secrets.get_opt(SECRET).await.map_err(api("read"))?;
+        let held = match &secret {
+            Some(secret) => read(secret)?,
+            None => None,
+        };
+        if let Some(held) = &held {
+            let keys = Known::Keys(held.keys());
+            known.send_if_modified(|known| {
+                let differs = *known != keys;
+                *known = keys;
+                differs
+            });
+        }
+        let step = plan(now, held.as_ref());
+        let after = match (step, &held) {
+            (Step::Wait(until), _) => return Ok(Looked::Until(until)),
+            (Step::Rotate, Some(held)) => held.rotated(now)?,
+            (Step::Rotate, None) | (Step::Create, _) => Held::make(now)?,
+        };
+        match self.write(secret, &after).await {
+            Ok(()) => tracing::info!(?step, "keys of the hop between agents were changed"),
+            Err(error) if is_conflict(&error) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(Looked::Again)
+    }
+
+    async fn write(&self, secret: Option<Secret>, held: &Held) -> Result<(), Error> {
+        let params = PostParams::default();
+        match secret {
+            None => {
+                let secret = Secret { metadata: metadata(), data: Some(held.data()), ..Secret::default() };
+                self.secrets.create(&params, &secret).await.map_err(api("create"))?;
+            }
+            Some(mut secret) => {
+                secret.data = Some(held.data());
+                // The version that was read is in the metadata.
+                self.secrets.replace(SECRET, &params, &secret).await.map_err(api("update"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the Secret holds; `None` if it is ours, and of no use.
+fn read(secret: &Secret) -> Result<Option<Held>, Error> {
+    let label = secret.metadata.labels.as_ref().and_then(|labels| labels.get(MANAGED_BY.0));
+    if label.is_none_or(|label| label != MANAGED_BY.1) {
+        return Err(Error::Foreign);
+    }
+    match Held::read(secret.data.as_ref().unwrap_or(&held::Data::new())) {
+        Ok(held) => Ok(Some(held)),
+        Err(error) => {
+            tracing::error!(%error, secret = SECRET, "the Secret is damaged; making all keys anew");
+            Ok(None)
+        }
+    }
+}
+
+fn metadata() -> ObjectMeta {
+    let labels = BTreeMap::from([(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned())]);
+    ObjectMeta { name: Some(SECRET.to_owned()), labels: Some(labels), ..ObjectMeta::default() }
+}
+
+fn api(verb: &'static str) -> impl FnOnce(kube::Error) -> Error {
+    move |source| Error::Api { verb, source: Box::new(source) }
+}
+
+/// Whether another gateway was first.
+fn is_conflict(error: &Error) -> bool {
+    // Created meanwhile, changed meanwhile, or deleted meanwhile: in each case what is there now is to be looked at.
+    matches!(error, Error::Api { source, .. } if matches!(&**source, kube::Error::Api(status) if matches!(status.code, 404 | 409)))
+}
