@@ -17,6 +17,8 @@ pub mod seen;
 pub mod seal;
 /// What the exit says to it.
 pub mod answer;
+/// The same between datagrams.
+pub mod datagram;
 /// What went wrong, counted.
 pub mod counters;
 

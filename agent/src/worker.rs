@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use api::resource::service::Transport;
 use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
     sync::{
@@ -27,7 +28,7 @@ use crate::{
     listen::{self, open::Step, socket::Listening},
     local::{Limits, Local},
     report::export::WorkerReporting,
-    table::{Destination, Table},
+    table::{Destination, FrontendKind, Table},
 };
 
 /// How often a worker reads the clock, hands over records and looks for what timed out.
@@ -264,6 +265,9 @@ fn open(local: &Rc<Local>, dialled: Dialled, socket: Listening) -> io::Result<Op
                 let _ = closed.changed().await;
             };
             match dialled {
+                Dialled::At(destination) if is_hop(local, destination) => {
+                    tokio::task::spawn_local(listen::hop::datagrams::serve(local.clone(), socket, destination, closed));
+                }
                 Dialled::At(destination) => {
                     tokio::task::spawn_local(listen::udp::serve(local.clone(), socket, destination, closed));
                 }
@@ -275,6 +279,12 @@ fn open(local: &Rc<Local>, dialled: Dialled, socket: Listening) -> io::Result<Op
         }
     }
     Ok(Open(open))
+}
+
+/// Whether a destination is the port for other agents.
+fn is_hop(local: &Local, destination: SocketAddr) -> bool {
+    let table = local.table();
+    table.0.frontend(destination, Transport::Udp).is_some_and(|frontend| frontend.kind == FrontendKind::Hop)
 }
 
 /// Answers DNS questions until the worker ends: Pods of this node have nobody else to ask while it drains.

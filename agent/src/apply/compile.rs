@@ -121,8 +121,10 @@ impl Compiler {
         let mut frontends = self.frontends(&location, &node_port_addresses);
         if let Some((hop, address)) = hop.as_ref().zip(location.addresses.first()) {
             let address = SocketAddr::new(*address, hop.port.get());
-            let agents = Frontend { kind: FrontendKind::Hop, target: None };
-            frontends.entry(Destination { address, transport: Transport::Tcp }).or_insert(agents);
+            for transport in [Transport::Tcp, Transport::Udp] {
+                let agents = Frontend { kind: FrontendKind::Hop, target: None };
+                frontends.entry(Destination { address, transport }).or_insert(agents);
+            }
         }
         let services = || self.targets.values().map(|compiled| &compiled.service);
         Table {

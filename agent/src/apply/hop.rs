@@ -2,13 +2,13 @@
 
 use std::{net::IpAddr, num::NonZeroU16, sync::Arc};
 
-use api::resource::{hop_keys::HopKeys, node::Node};
+use api::resource::{hop_keys::HopKeys, node::Node, service::Transport};
 
 use super::resources::Resources;
 use crate::{
     hop::{State, seal::Keys},
     table::{
-        Location,
+        Location, Map,
         hop::{Exit, ExitKey, Hop},
     },
 };
@@ -46,17 +46,15 @@ impl HopCompiler {
         let keys = self.keys(resources.hop_keys()?);
         let others = resources.nodes().filter(|node| node.name != here.node);
         let exits = exits.filter(|exit| !here.addresses.contains(&exit.backend.address.ip()));
-        let key = |exit: &Exit| ExitKey {
-            service: exit.target.service.clone(),
-            endpoint: exit.backend.address,
-            transport: exit.target.transport,
-        };
+        let exits: Map<ExitKey, Exit> = exits.map(|exit| (key(exit), exit.clone())).collect();
+        let udp = exits.keys().filter(|exit| exit.transport == Transport::Udp);
         Some(Arc::new(Hop {
             port,
             keys,
             nodes: others.filter_map(|node| Some((node.name.as_str().into(), addresses(node).next()?))).collect(),
             node_addresses: resources.nodes().flat_map(addresses).collect(),
-            exits: exits.map(|exit| (key(exit), exit.clone())).collect(),
+            serving: udp.map(|exit| exit.endpoint).collect(),
+            exits,
             state,
         }))
     }
@@ -71,6 +69,11 @@ impl HopCompiler {
             }
         }
     }
+}
+
+fn key(exit: &Exit) -> ExitKey {
+    let (service, transport) = (exit.target.service.clone(), exit.target.transport);
+    ExitKey { service, endpoint: exit.backend.address, transport }
 }
 
 /// The addresses of a node. At the first one its agent listens for others.

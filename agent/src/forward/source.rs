@@ -48,14 +48,6 @@ impl Way {
             Way::Hop { client, .. } => Some(client.ip()),
         }
     }
-
-    /// The way from this node, for what no other agent can take over.
-    pub fn direct(self) -> Source {
-        match self {
-            Way::Direct(source) => source,
-            Way::Hop { .. } => Source::Node,
-        }
-    }
 }
 
 /// Whether the endpoint is to see the client's address.

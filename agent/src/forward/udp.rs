@@ -14,6 +14,7 @@ use foldhash::fast::RandomState;
 use crate::table::Table;
 
 pub mod batch;
+pub mod entry;
 pub mod flow;
 
 use batch::Batch;
@@ -31,9 +32,14 @@ pub struct FlowKey {
 /// Whether a flow to `endpoint` stays under a new table (S16.2): as long as its endpoint serves the port it was begun for,
 /// whatever policy, hints and termination say. One without an endpoint, which was refused, asks anew.
 pub fn stays(table: &Table, destination: SocketAddr, endpoint: Option<SocketAddr>) -> bool {
-    let target = table.frontend(destination, Transport::Udp).and_then(|frontend| frontend.target.as_ref());
-    let serves = |endpoint| target.is_some_and(|target| target.serving.binary_search(endpoint).is_ok());
-    endpoint.as_ref().is_some_and(serves)
+    let (Some(endpoint), Some(frontend)) = (endpoint, table.frontend(destination, Transport::Udp)) else {
+        return false;
+    };
+    match (&frontend.target, &table.hop) {
+        (Some(target), _) => target.serving.binary_search(&endpoint).is_ok(),
+        (None, Some(hop)) => hop.serving.contains(&endpoint),
+        (None, None) => false,
+    }
 }
 
 /// The flows of one worker.

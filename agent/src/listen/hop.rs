@@ -14,6 +14,8 @@ use tokio::{
     time::timeout,
 };
 
+pub mod datagrams;
+
 use crate::{
     forward::{
         socket::{Source, dial, reset_on_close},
@@ -45,23 +47,35 @@ pub async fn serve(local: Rc<Local>, mut stream: TcpStream, peer: SocketAddr) {
         Ok(said) => said,
         Err(refusal) => {
             reset_on_close(&stream);
-            if hop.state.counters.refused(refusal, SystemTime::now()) {
-                let reason = refusal.label();
-                tracing::warn!(%peer, reason, "refused a connection to the port for other agents: {refusal}");
-            }
-            return;
+            return refuse(hop, peer, refusal);
         }
     };
-    let key = ExitKey { service: said.service.clone(), endpoint: said.endpoint, transport: said.transport };
-    let exit = hop.exits.get(&key).filter(|_| said.transport == Transport::Tcp).cloned();
+    let exit = find(hop, &said, Transport::Tcp);
     drop(table);
     let Some(exit) = exit else {
-        tracing::debug!(%peer, endpoint = %said.endpoint, service = %said.service, "not an endpoint of this node");
         // Whether it arrives is for the other agent to see.
         let _ = stream.write_all(&[Answer::Unknown.byte()]).await;
         return;
     };
     pass(&local, stream, peer, &said, exit).await;
+}
+
+/// Counts and tells who was not believed.
+fn refuse(hop: &Hop, peer: SocketAddr, refusal: Refusal) {
+    if hop.state.counters.refused(refusal, SystemTime::now()) {
+        let reason = refusal.label();
+        tracing::warn!(%peer, reason, "refused at the port for other agents: {refusal}");
+    }
+}
+
+/// The endpoint that is asked for over this transport.
+fn find(hop: &Hop, said: &Introduction, transport: Transport) -> Option<Exit> {
+    let key = ExitKey { service: said.service.clone(), endpoint: said.endpoint, transport: said.transport };
+    let exit = hop.exits.get(&key).filter(|_| said.transport == transport).cloned();
+    if exit.is_none() {
+        tracing::debug!(endpoint = %said.endpoint, service = %said.service, "not an endpoint of this node");
+    }
+    exit
 }
 
 /// The header, if it may be believed. Not a byte after it is read.
@@ -86,7 +100,7 @@ fn malformed(error: proxy::Error) -> Refusal {
 
 /// Dials the endpoint as the client, says how that went, and carries bytes.
 async fn pass(local: &Rc<Local>, mut stream: TcpStream, peer: SocketAddr, said: &Introduction, exit: Exit) {
-    let mut record = open(local, peer, said, &exit);
+    let mut record = open(local, peer, said, &exit, "tcp");
     let dialled = connect(local, said, &exit, &mut record).await;
     let answer = dialled.as_ref().err().map_or(Answer::Connected, |outcome| Answer::Failed(*outcome));
     drop(exit);
@@ -107,7 +121,13 @@ async fn pass(local: &Rc<Local>, mut stream: TcpStream, peer: SocketAddr, said: 
 }
 
 /// The record, within the trace of the other agent.
-fn open(local: &Rc<Local>, peer: SocketAddr, said: &Introduction, exit: &Exit) -> OpenConnection {
+fn open(
+    local: &Rc<Local>,
+    peer: SocketAddr,
+    said: &Introduction,
+    exit: &Exit,
+    protocol: &'static str,
+) -> OpenConnection {
     let downstream = Downstream {
         peer,
         local: said.destination,
@@ -117,7 +137,7 @@ fn open(local: &Rc<Local>, peer: SocketAddr, said: &Introduction, exit: &Exit) -
         server_name: None,
         tls: false,
     };
-    let mut record = local.reporter.connection(Arc::new(downstream), "tcp");
+    let mut record = local.reporter.connection(Arc::new(downstream), protocol);
     let trace = local.reporter.traces.request(Some(said.trace));
     record.note(|record| {
         record.target = Some(exit.target.for_long());

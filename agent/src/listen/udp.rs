@@ -18,14 +18,20 @@ use tokio::net::UdpSocket;
 use super::socket;
 use crate::{
     balance::{choose::Client, flow::FlowHash},
-    forward::udp::{FlowKey, batch::Batch, flow::Flow},
+    forward::{
+        socket::Source,
+        source::Way,
+        udp::{FlowKey, batch::Batch, flow::Flow},
+    },
+    hop::introduction::Introduction,
     local::Local,
     report::{
         outcome::Outcome,
         record::{Attempt, ClientSource, Downstream, OpenConnection},
-        via::Via,
+        trace::SpanContext,
+        via::{Bypass, Via},
     },
-    table::{Candidates, FrontendKind, Target},
+    table::{Backend, Candidates, FrontendKind, Target},
 };
 
 /// Pause after an error that a listening socket should not have, so that it does not spin.
@@ -80,7 +86,8 @@ pub async fn serve_redirected(local: Rc<Local>, socket: UdpSocket, ipv6: bool, c
     local.flows.close(|flow| flow.destination.is_ipv6() == ipv6);
 }
 
-async fn receive_all(local: &Local, socket: &UdpSocket, receive: impl Fn(&mut Batch) -> io::Result<()>) {
+/// Reads a socket without end.
+pub(super) async fn receive_all(local: &Local, socket: &UdpSocket, receive: impl Fn(&mut Batch) -> io::Result<()>) {
     loop {
         // What the socket has to say, it says when it is read.
         let _ = socket.readable().await;
@@ -167,8 +174,8 @@ fn open(
     while tried.len() < local.limits.attempts {
         let backend = local.choose(target, candidates, client, &tried)?;
         let started = Instant::now();
-        let way = local.way(target, kind, key.client, backend);
-        let flow = Flow::open(local, key, backend, way.direct());
+        let attempt = SpanContext { span: local.reporter.traces.span(), ..record.trace() };
+        let (flow, via) = begin_to(local, (target, kind), key, backend, attempt);
         record.note(|record| {
             record.attempts.push(Attempt {
                 backend: backend.clone(),
@@ -176,11 +183,11 @@ fn open(
                 // UDP has no handshake that would show whether somebody is there.
                 connected: None,
                 reused: false,
-                via: Via::Direct,
+                via,
                 took: started.elapsed(),
                 status: None,
                 outcome: if flow.is_ok() { Outcome::Complete } else { Outcome::ConnectFailed },
-                span: local.reporter.traces.span(),
+                span: attempt.span,
             });
         });
         match flow {
@@ -192,6 +199,36 @@ fn open(
         }
     }
     None
+}
+
+/// A flow to `backend`, whichever way its client asks for.
+fn begin_to(
+    local: &Local,
+    (target, kind): (&Target, FrontendKind),
+    key: FlowKey,
+    backend: &Arc<Backend>,
+    attempt: SpanContext,
+) -> (io::Result<Flow>, Via) {
+    let (client, agent) = match local.way(target, kind, key.client, backend) {
+        Way::Direct(source) => return (Flow::open(local, key, backend, source), Via::Direct),
+        Way::Hop { client, agent } => (client, agent),
+    };
+    let table = local.table();
+    let hop = table.0.hop.as_ref();
+    if local.upstream(agent).is_ejected(local.now()) {
+        hop.into_iter().for_each(|hop| hop.state.counters.bypassed(Bypass::NoAgent));
+        return (Flow::open(local, key, backend, Source::Node), Via::Bypassed(Bypass::NoAgent));
+    }
+    let said = Introduction {
+        transport: Transport::Udp,
+        client,
+        destination: key.destination,
+        service: target.service.clone(),
+        endpoint: backend.address,
+        entry: table.0.location.node.as_str().into(),
+        trace: attempt,
+    };
+    (Flow::hand_over(local, key, backend, agent, said), Via::Hop)
 }
 
 impl Answer for Listener {

@@ -24,6 +24,8 @@ pub struct Hop {
     pub node_addresses: Set<IpAddr>,
     /// The endpoints of this node that other nodes may ask for.
     pub exits: Map<ExitKey, Exit>,
+    /// Those of them that serve UDP: flows to these live on (S16.2).
+    pub serving: Set<SocketAddr>,
     /// What outlives the table.
     pub state: Arc<State>,
 }

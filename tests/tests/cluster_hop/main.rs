@@ -4,7 +4,7 @@
 mod pair;
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, UdpSocket},
     time::{Duration, SystemTime},
 };
 
@@ -12,6 +12,7 @@ use agent::{
     hop::{introduction::Introduction, seal::Keys},
     report::trace::SpanContext,
 };
+use anyhow::Context as _;
 use api::resource::{
     hop_keys::{HopKey, HopKeys},
     name::NamespacedName,
@@ -20,7 +21,7 @@ use api::resource::{
 use tests::{
     kubectl::Kubectl,
     metrics::Metrics,
-    sandbox::{Sandbox, plan::Role, programs, shared},
+    sandbox::{Sandbox, netns, plan::Role, programs, shared},
     tools,
 };
 use tokio::{
@@ -41,6 +42,9 @@ const HTTP: u16 = 30_311;
 const OVERFLOW: u16 = 30_312;
 /// The same as `OPAQUE`, but nobody asked for the client to be kept.
 const REPLACED: u16 = 30_313;
+
+/// As `OPAQUE`, for datagrams.
+const UDP: u16 = 30_314;
 
 /// Nothing here takes as long as this.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -94,6 +98,15 @@ spec:
   ipFamilyPolicy: RequireDualStack
   selector: {app: echo}
   ports: [{port: 80, targetPort: 8080, nodePort: 30313, appProtocol: tcp}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: udp, annotations: {portico.dev/client-address: keep}}
+spec:
+  type: NodePort
+  ipFamilyPolicy: RequireDualStack
+  selector: {app: echo}
+  ports: [{port: 80, protocol: UDP, targetPort: 8080, nodePort: 30314}]
 "#;
 
 /// The address of the outside client.
@@ -113,6 +126,40 @@ async fn seen(sandbox: &Sandbox, entry: IpAddr, port: u16) -> Result<IpAddr, Str
     let said: serde_json::Value = serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
     let peer = said["peer"].as_str().ok_or_else(|| format!("no peer in {said}"))?;
     peer.parse::<SocketAddr>().map(|peer| peer.ip()).map_err(|error| format!("{peer}: {error}"))
+}
+
+/// As [`seen`], by UDP: whom the Pod sees, and as whom the client has asked, both with their ports.
+fn seen_by_udp(entry: IpAddr, port: u16) -> anyhow::Result<(SocketAddr, SocketAddr)> {
+    netns::within(&Role::Client.namespace(), || {
+        let any = if entry.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any)?;
+        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        socket.connect(SocketAddr::new(entry, port))?;
+        socket.send(b"who am I")?;
+        let mut answer = vec![0; 64 << 10];
+        let length = socket.recv(&mut answer)?;
+        let said: serde_json::Value = serde_json::from_slice(&answer[..length])?;
+        let peer = said["peer"].as_str().with_context(|| format!("no peer in {said}"))?;
+        Ok((peer.parse()?, socket.local_addr()?))
+    })
+}
+
+/// Asks by UDP until the Pod sees the client, or who else is expected.
+async fn until_seen_by_udp(entry: IpAddr, is_expected: impl Fn(SocketAddr, SocketAddr) -> bool) {
+    let mut last = None;
+    let asking = async {
+        loop {
+            let seen = tokio::task::block_in_place(|| seen_by_udp(entry, UDP));
+            if matches!(&seen, Ok((seen, own)) if is_expected(*seen, *own)) {
+                return;
+            }
+            last = Some(seen);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    if timeout(PATIENCE, asking).await.is_err() {
+        panic!("at the UDP port of {entry} the Pod sees and the client is {last:?}");
+    }
 }
 
 /// Asks until the Pod sees this address.
@@ -192,6 +239,8 @@ async fn a_pod_of_another_node_sees_the_client() {
             until_seen(sandbox, entry, port, client).await;
         }
         until_seen(sandbox, entry, REPLACED, entry).await;
+        // The port is kept as well: what speaks UDP may know its clients by it.
+        until_seen_by_udp(entry, |seen, own| seen == own).await;
     }
     let entered = metrics(sandbox, EXIT).await;
     let handed = entered.sum("portico_connection_accepted_total", &[("portico_listener_kind", "hop")]);
@@ -233,9 +282,11 @@ async fn a_node_without_agent_is_dialled_from_the_entry(sandbox: &Sandbox, kubec
         "-n portico-system get pods -o jsonpath={.items[*].spec.nodeName} -l app.kubernetes.io/component=agent";
     kubectl.until(agents, "the agent is gone", |nodes| !nodes.contains("node-2")).await;
     until_seen(sandbox, entry, OPAQUE, entry).await;
+    until_seen_by_udp(entry, |seen, _| seen.ip() == entry).await;
     let bypassed = metrics(sandbox, ENTRY).await;
     assert!(bypassed.sum("portico_hop_bypassed_total", &[("reason", "no_agent")]) >= 1.0, "{}", bypassed.text());
 
     kubectl.run("label node node-2 kubernetes.io/os=linux --overwrite").await;
     until_seen(sandbox, entry, OPAQUE, client()).await;
+    until_seen_by_udp(entry, |seen, own| seen == own).await;
 }

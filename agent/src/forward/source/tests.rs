@@ -145,6 +145,7 @@ fn table_with_hop() -> Table {
         nodes: [("there".into(), [192, 168, 0, 2].into())].into_iter().collect(),
         node_addresses: [[192, 168, 0, 1].into(), [192, 168, 0, 2].into()].into_iter().collect(),
         exits: Map::default(),
+        serving: Default::default(),
         state: Arc::new(State::new(SystemTime::now())),
     };
     Table { hop: Some(Arc::new(hop)), ..table() }

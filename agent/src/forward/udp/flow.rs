@@ -13,9 +13,13 @@ use std::{
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use tokio::{io::Interest, net::UdpSocket, sync::Notify};
 
-use super::FlowKey;
+use super::{
+    FlowKey,
+    entry::{Entry, Step},
+};
 use crate::{
     forward::socket::{Source, leave},
+    hop::{datagram::Word, introduction::Introduction},
     local::{Busy, Local, Upstream},
     report::{outcome::Outcome, record::OpenConnection},
     table::Backend,
@@ -38,8 +42,13 @@ pub struct Flow {
 /// To the endpoint.
 struct Way {
     backend: Arc<Backend>,
-    /// Connected, so that it receives from the endpoint only, and is told when nobody listens there.
+    /// Connected, so that it receives from the endpoint or agent only, and is told when nobody listens there.
     socket: UdpSocket,
+    /// As whom the endpoint is dialled from here.
+    source: Source,
+    /// The socket is connected to the agent of the endpoint's node.
+    entry: Option<Entry>,
+    ipv6: bool,
     upstream: Rc<Upstream>,
     _busy: Busy,
 }
@@ -53,9 +62,23 @@ impl Flow {
     /// When there is no way to the address, or no descriptor left.
     pub fn open(local: &Local, key: FlowKey, backend: &Arc<Backend>, source: Source) -> io::Result<Self> {
         let socket = connect(backend.address, source)?;
-        let upstream = local.upstream(backend.address);
-        let way = Way { backend: backend.clone(), socket, _busy: upstream.busy(), upstream };
-        Ok(Self::new(local, key, Some(way)))
+        Ok(Self::new(local, key, Some(Way::new(local, backend, socket, source, None))))
+    }
+
+    /// A flow to `backend` through the agent of its node.
+    ///
+    /// # Errors
+    /// As of [`Flow::open`].
+    pub fn hand_over(
+        local: &Local,
+        key: FlowKey,
+        backend: &Arc<Backend>,
+        agent: SocketAddr,
+        said: Introduction,
+    ) -> io::Result<Self> {
+        let socket = connect(agent, Source::Node)?;
+        let entry = Entry::new(said, local.upstream(agent), local.now());
+        Ok(Self::new(local, key, Some(Way::new(local, backend, socket, Source::Node, Some(entry)))))
     }
 
     /// A flow to nowhere.
@@ -86,6 +109,17 @@ impl Flow {
         self.way.as_ref().map(|way| way.backend.address)
     }
 
+    /// Whether it goes to this endpoint as this client.
+    pub fn is_for(&self, client: SocketAddr, endpoint: SocketAddr) -> bool {
+        let same = |way: &Way| way.backend.address == endpoint && way.source == Source::Client(client);
+        self.way.as_ref().is_some_and(same)
+    }
+
+    /// How it ended, once it has.
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.end.get()
+    }
+
     /// Ends the flow, because there are too many.
     pub fn evict(&self) {
         self.finish(Outcome::Overload);
@@ -100,6 +134,11 @@ impl Flow {
     /// datagram may go to another endpoint.
     pub fn send(&self, local: &Local, datagram: &[u8]) -> bool {
         let Some(way) = &self.way else { return true };
+        let step = way.entry.as_ref().map_or(Step::Go, |entry| entry.step(local.now()));
+        if step == Step::GiveUp || (step == Step::Ask && !way.ask(local)) {
+            self.fail(local, Outcome::ConnectFailed);
+            return false;
+        }
         // Directly: tokio knows a new socket as writable only after the next turn of its loop.
         match SockRef::from(&way.socket).send(datagram) {
             Ok(_) => {
@@ -162,17 +201,23 @@ impl Flow {
     fn relay(&self, local: &Local, listener: &UdpSocket) {
         let Some(way) = &self.way else { return };
         let client = SockAddr::from(self.key.client);
-        let received =
-            local.flows.batch.borrow_mut().receive(&way.socket, way.backend.address.is_ipv6(), |_, reply| {
-                // As on the way there, what does not fit is lost.
-                if SockRef::from(listener).send_to(reply, &client).is_ok() {
-                    self.sent.set(self.sent.get() + reply.len() as u64);
+        let received = local.flows.batch.borrow_mut().receive(&way.socket, way.ipv6, |_, reply| {
+            if let (Some(entry), Some(word)) = (&way.entry, Word::parse(reply)) {
+                if let Err(outcome) = entry.hear(word, local.now()) {
+                    way.upstream.failed(local.now());
+                    self.finish(outcome);
                 }
-                if !self.replied.replace(true) {
-                    way.upstream.succeeded();
-                }
-                self.last.set(local.now());
-            });
+                return;
+            }
+            // As on the way there, what does not fit is lost.
+            if SockRef::from(listener).send_to(reply, &client).is_ok() {
+                self.sent.set(self.sent.get() + reply.len() as u64);
+            }
+            if !self.replied.replace(true) {
+                way.upstream.succeeded();
+            }
+            self.last.set(local.now());
+        });
         let error = received.err().filter(|error| error.kind() != io::ErrorKind::WouldBlock);
         if let Some(error) = error.or_else(|| way.error()) {
             let refused = error.kind() == io::ErrorKind::ConnectionRefused;
@@ -181,8 +226,10 @@ impl Flow {
     }
 
     fn fail(&self, local: &Local, outcome: Outcome) {
-        if let Some(way) = &self.way {
-            way.upstream.failed(local.now());
+        match &self.way {
+            Some(Way { entry: Some(entry), .. }) => entry.give_up(local.now()),
+            Some(way) => way.upstream.failed(local.now()),
+            None => {}
         }
         self.finish(outcome);
     }
@@ -203,6 +250,21 @@ impl Flow {
 // === impl Way ===
 
 impl Way {
+    fn new(local: &Local, backend: &Arc<Backend>, socket: UdpSocket, source: Source, entry: Option<Entry>) -> Self {
+        let upstream = local.upstream(backend.address);
+        let ipv6 = socket.peer_addr().is_ok_and(|peer| peer.is_ipv6());
+        Self { backend: backend.clone(), socket, source, entry, ipv6, _busy: upstream.busy(), upstream }
+    }
+
+    /// Sends the header. False says that nobody is there, or that there is no header to send.
+    fn ask(&self, local: &Local) -> bool {
+        let header = self.entry.as_ref().and_then(|entry| entry.header(local));
+        let sent = |header: Vec<u8>| SockRef::from(&self.socket).send(&header);
+        header.is_some_and(
+            |header| !matches!(sent(header), Err(error) if error.kind() == io::ErrorKind::ConnectionRefused),
+        )
+    }
+
     /// What ICMP said since the last call.
     fn error(&self) -> Option<io::Error> {
         let error = || self.socket.take_error()?.ok_or_else(|| io::ErrorKind::WouldBlock.into());
