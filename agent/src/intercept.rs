@@ -89,16 +89,8 @@ pub struct Source {
 /// The rules of a running agent. Dropping it leaves them to their lease.
 #[derive(Debug)]
 pub struct Interception {
-    commands: mpsc::Sender<(Command, oneshot::Sender<()>)>,
+    stop: oneshot::Sender<()>,
     task: tokio::task::JoinHandle<()>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Command {
-    /// Catch nothing new.
-    Release,
-    /// Remove what is left.
-    End,
 }
 
 // === impl Choice ===
@@ -159,29 +151,17 @@ impl Interception {
         };
         let installer = Installer::new(ports, lease);
         installer.probe().await?;
-        let (commands, inbox) = mpsc::channel(1);
-        let task = tokio::spawn(Keeper::new(installer, on_exit, source, state, inbox).run());
-        Ok(Self { commands, task })
-    }
-
-    /// From now on nothing new is caught; what is established goes on. Rules that are to be kept stay as they are.
-    pub async fn release(&self) {
-        self.tell(Command::Release).await;
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(Keeper::new(installer, on_exit, source, state).run(stopped));
+        Ok(Self { stop, task })
     }
 
     /// Removes the rules, unless they are to be kept.
     pub async fn end(self) {
-        self.tell(Command::End).await;
+        // A task that is gone cannot do it.
+        let _ = self.stop.send(());
         // It has said all it has to say in the log.
         let _ = self.task.await;
-    }
-
-    async fn tell(&self, command: Command) {
-        let (done, answer) = oneshot::channel();
-        if self.commands.send((command, done)).await.is_ok() {
-            // A task that is gone cannot do it.
-            let _ = answer.await;
-        }
     }
 }
 

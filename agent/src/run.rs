@@ -194,10 +194,6 @@ async fn run_beside(
         }
     };
     tracing::info!(node = identity.node, "draining");
-    if let Some(interception) = &interception {
-        // Before the listeners close: what they have not accepted by then is accepted while they do.
-        interception.release().await;
-    }
     workers.drain().await;
     if let Some(interception) = interception {
         interception.end().await;

@@ -19,7 +19,7 @@ use tokio::{
         oneshot, watch,
     },
     task::LocalSet,
-    time::MissedTickBehavior,
+    time::{Interval, MissedTickBehavior},
 };
 
 use crate::{
@@ -74,6 +74,9 @@ enum Dialled {
     /// Any; each connection and datagram knows.
     Original,
 }
+
+/// How long before the deadline of draining nothing new is accepted from packet rules, so that short requests can end.
+const LAST_CALL: Duration = Duration::from_secs(5);
 
 /// A listener of one worker. Dropping it ends its loop.
 struct Open(#[allow(dead_code, reason = "dropping the sender is the message")] watch::Sender<()>);
@@ -230,13 +233,28 @@ async fn run(local: Rc<Local>, mut inbox: UnboundedReceiver<Command>) {
             now = tick.tick() => local.tick(now.into_std()),
         }
     }
-    drop((listeners, transparent));
+    drop(listeners);
+    finish(&local, transparent, tick).await;
+}
+
+/// Drains: connections may finish until the deadline of the limits.
+async fn finish(local: &Local, mut transparent: Vec<Open>, mut tick: Interval) {
     local.drain.begin();
-    let deadline = tokio::time::sleep(local.limits.drain_timeout);
-    tokio::pin!(deadline);
+    let limit = local.limits.drain_timeout;
+    let (deadline, last_call) = (tokio::time::sleep(limit), tokio::time::sleep(limit - LAST_CALL.min(limit / 2)));
+    tokio::pin!(deadline, last_call);
     loop {
         tokio::select! {
-            () = local.emptied() => break,
+            () = local.emptied() => {
+                if transparent.is_empty() {
+                    break;
+                }
+                transparent.clear();
+                // They accept what waits in their backlogs.
+                tokio::task::yield_now().await;
+            }
+            // Load balancers have left by now. Clients in the cluster could not: nobody else on the node serves them.
+            () = &mut last_call, if !transparent.is_empty() => transparent.clear(),
             () = &mut deadline => {
                 tracing::warn!(connections = local.connections(), "drain deadline passed; closing what is left");
                 // What can say how it ended gets one tick for it.

@@ -2,13 +2,10 @@
 
 use std::{num::NonZeroU16, time::Duration};
 
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::MissedTickBehavior,
-};
+use tokio::{sync::oneshot, time::MissedTickBehavior};
 
 use super::{
-    Command, LEASE, OnExit, Source, host,
+    LEASE, OnExit, Source, host,
     install::{Health, Installer},
     program::Error,
     ruleset::Ruleset,
@@ -28,7 +25,6 @@ pub struct Keeper {
     on_exit: OnExit,
     source: Source,
     state: State,
-    inbox: mpsc::Receiver<(Command, oneshot::Sender<()>)>,
     /// Rounds whose rules are not in force.
     waiting: Vec<Round>,
     /// The newest ruleset is not in force.
@@ -41,18 +37,12 @@ pub struct Keeper {
 
 impl Keeper {
     /// A keeper that has done nothing yet.
-    pub fn new(
-        installer: Installer,
-        on_exit: OnExit,
-        source: Source,
-        state: State,
-        inbox: mpsc::Receiver<(Command, oneshot::Sender<()>)>,
-    ) -> Self {
-        Self { installer, on_exit, source, state, inbox, waiting: Vec::new(), behind: false, reserved: None }
+    pub fn new(installer: Installer, on_exit: OnExit, source: Source, state: State) -> Self {
+        Self { installer, on_exit, source, state, waiting: Vec::new(), behind: false, reserved: None }
     }
 
-    /// Follows, until it is told to end.
-    pub async fn run(mut self) {
+    /// Follows until it is `stopped`. Where nobody is left to stop it, the rules are left to their lease.
+    pub async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut following = true;
@@ -65,20 +55,12 @@ impl Keeper {
                 },
                 () = tokio::time::sleep(RETRY), if self.behind => self.follow().await,
                 _ = beat.tick() => self.look().await,
-                command = self.inbox.recv() => match command {
-                    Some((Command::Release, done)) => {
-                        following = false;
-                        self.release().await;
-                        // Nobody waits if the agent was dropped meanwhile.
-                        let _ = done.send(());
-                    }
-                    Some((Command::End, done)) => {
+                told = &mut stopped => {
+                    if told.is_ok() {
                         self.end().await;
-                        let _ = done.send(());
-                        return;
                     }
-                    None => return,
-                },
+                    return;
+                }
             }
         }
     }
@@ -150,15 +132,6 @@ impl Keeper {
                 tracing::warn!(reason = cause(&error), "cannot look after the packet rules: {error}");
                 self.state.failed(&error);
             }
-        }
-    }
-
-    async fn release(&mut self) {
-        self.behind = false;
-        if self.on_exit == OnExit::Remove
-            && let Err(error) = self.installer.apply(Ruleset::default()).await
-        {
-            tracing::warn!(reason = cause(&error), "cannot withdraw packet rules: {error}");
         }
     }
 

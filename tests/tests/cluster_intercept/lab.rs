@@ -123,6 +123,8 @@ impl Lab {
             let settings = [
                 "net.ipv4.tcp_congestion_control=reno",
                 "net.ipv4.ip_forward=1",
+                // Strict, as on some distributions: a packet has to come from where its source is.
+                "net.ipv4.conf.all.rp_filter=1",
                 "net.ipv6.conf.all.forwarding=1",
                 "net.ipv6.conf.all.accept_dad=0",
                 "net.ipv6.conf.default.accept_dad=0",
@@ -274,11 +276,14 @@ impl Lab {
         self.agents.retain(|(place, _)| *place != node);
     }
 
+    /// Whether the agent of a node says that it serves.
+    pub fn is_ready(&self, node: Place) -> bool {
+        probe::is_ready(&self.namespace(node), node.addresses().0)
+    }
+
     /// Waits until the agent of a node says that it serves.
     pub async fn until_ready(&self, node: Place) {
-        let (address, _) = node.addresses();
-        self.until(&format!("the agent of {node:?} is ready"), || probe::is_ready(&self.namespace(node), address))
-            .await;
+        self.until(&format!("the agent of {node:?} is ready"), || self.is_ready(node)).await;
     }
 
     /// Waits for an event that shows by asking for it.

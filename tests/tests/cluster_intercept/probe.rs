@@ -91,6 +91,11 @@ pub fn connect(namespace: &str, address: SocketAddr) -> TcpStream {
     })
 }
 
+/// Connects, however often the kernel has to try in that time.
+pub fn connect_within(namespace: &str, address: SocketAddr, patience: Duration) -> std::io::Result<TcpStream> {
+    within(namespace, || TcpStream::connect_timeout(&address, patience))
+}
+
 /// Sends and reads once.
 pub fn speak(stream: &mut TcpStream, words: &[u8]) -> std::io::Result<Vec<u8>> {
     stream.write_all(words)?;
