@@ -82,7 +82,12 @@ pub fn emulate(rules: &Rules, objects: &BTreeMap<ObjectKey, Object>, held: &mut 
             Object::EndpointSlice(slice) => {
                 completed.insert(key.clone(), Object::EndpointSlice(defaults::slice(slice.clone())));
             }
-            Object::Pod(_) | Object::Node(_) | Object::Secret(_) | Object::Namespace(_) | Object::AddressPool(_) => {
+            Object::Pod(_)
+            | Object::Node(_)
+            | Object::Secret(_)
+            | Object::Namespace(_)
+            | Object::AddressPool(_)
+            | Object::ServiceCIDR(_) => {
                 completed.insert(key.clone(), object.clone());
             }
         }

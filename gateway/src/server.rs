@@ -322,7 +322,7 @@ fn model_config(config: &Config) -> world::Config {
     world::Config {
         settings: Settings {
             cluster_domain: config.cluster.domain.clone(),
-            // A real cluster's ranges are not ours to say (S1.4).
+            // A real cluster says its ranges by ServiceCIDR objects (S1.4).
             service_cidrs: if manifests { rules.service_cidrs.clone() } else { vec![] },
             node_ports: rules.node_ports.ends(),
         },

@@ -49,11 +49,12 @@ impl Derive {
             dirty
         } else {
             self.started = true;
-            let settings = Resource::Settings(world.config.settings.clone());
-            derived.changes.push(Change::Set(settings));
             everything = world.everything();
             &everything
         };
+        if dirty.settings {
+            derived.changes.push(Change::Set(Resource::Settings(world.settings())));
+        }
         for name in &dirty.nodes {
             let resource = world.nodes.get(name).map(|object| Resource::Node(node::derive(name, object)));
             derived.change(Key::new(Kind::Node, &**name), resource);

@@ -7,6 +7,7 @@ use std::{
 };
 
 use api::resource::{name::NamespacedName, settings::Settings};
+use ipnet::IpNet;
 use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
@@ -74,6 +75,8 @@ pub struct World {
     /// The address pools, each as it was last right.
     pools: BTreeMap<Arc<str>, Pool>,
     pub(super) namespaces: NamespaceLabels,
+    /// Ranges of ClusterIPs by ServiceCIDR (S1.4).
+    service_cidrs: BTreeMap<Arc<str>, Vec<IpNet>>,
     /// Annotations of ours where they mean nothing, and what is wrong with address pools, by object.
     pub(super) misplaced: BTreeMap<ObjectKey, Vec<Problem>>,
     listed: BTreeSet<Kind>,
@@ -96,6 +99,8 @@ pub struct Dirty {
     pub addresses: BTreeSet<IpAddr>,
     /// Objects of other kinds whose problems may differ.
     pub misplaced: BTreeSet<ObjectKey>,
+    /// Facts about the whole cluster may differ.
+    pub settings: bool,
     /// Who has which load-balancer address may differ.
     pub load_balancers: bool,
     /// An endpoint takes no new connections any more, which nobody should learn late.
@@ -125,6 +130,7 @@ impl World {
             secret_users: HashMap::new(),
             pools: BTreeMap::new(),
             namespaces: NamespaceLabels::new(),
+            service_cidrs: BTreeMap::new(),
             misplaced: BTreeMap::new(),
             listed: BTreeSet::new(),
         }
@@ -165,6 +171,18 @@ impl World {
         &self.namespaces
     }
 
+    /// Facts about the whole cluster: those that are configured, and the ranges that its objects name. Beside another proxy
+    /// the ranges are that one's: what no Service of ours has there may well be a Service of its own.
+    pub fn settings(&self) -> Settings {
+        let mut settings = self.config.settings.clone();
+        if self.config.ownership == Ownership::AllButForeign {
+            settings.service_cidrs.extend(self.service_cidrs.values().flatten().copied());
+        }
+        settings.service_cidrs.sort_unstable();
+        settings.service_cidrs.dedup();
+        settings
+    }
+
     /// Everything, for a derivation from scratch.
     pub fn everything(&self) -> Dirty {
         Dirty {
@@ -175,6 +193,7 @@ impl World {
             namespaces: self.namespaces.keys().cloned().collect(),
             addresses: self.pods_at.keys().copied().collect(),
             misplaced: self.misplaced.keys().cloned().collect(),
+            settings: true,
             load_balancers: true,
             urgent: false,
         }
@@ -209,6 +228,7 @@ impl World {
             Kind::Secret => self.secrets.keys().map(namespaced).collect(),
             Kind::Namespace => self.namespaces.keys().map(global).collect(),
             Kind::AddressPool => self.pools.keys().map(global).collect(),
+            Kind::ServiceCIDR => self.service_cidrs.keys().map(global).collect(),
             // Nothing is kept of them but what is wrong with them.
             Kind::Endpoints => self.misplaced.keys().filter(|key| key.kind == kind).cloned().collect(),
         }
@@ -241,6 +261,15 @@ impl World {
                 }
             }
             Object::AddressPool(pool) => self.set_pool(key.name, &pool, dirty),
+            Object::ServiceCIDR(range) => {
+                // The API server lets no other text pass.
+                let ranges = range.spec.as_ref().and_then(|spec| spec.cidrs.as_deref()).unwrap_or_default();
+                let ranges: Vec<IpNet> = ranges.iter().filter_map(|range| range.parse().ok()).collect();
+                if self.service_cidrs.get(&key.name) != Some(&ranges) {
+                    self.service_cidrs.insert(key.name, ranges);
+                    dirty.settings = true;
+                }
+            }
             Object::Endpoints(_) => {}
         }
     }
@@ -267,6 +296,7 @@ impl World {
                 }
             }
             Kind::AddressPool => dirty.load_balancers |= self.pools.remove(&key.name).is_some(),
+            Kind::ServiceCIDR => dirty.settings |= self.service_cidrs.remove(&key.name).is_some(),
             Kind::Endpoints => {}
         }
     }

@@ -23,6 +23,7 @@ use futures::StreamExt as _;
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, Pod, Secret, Service},
     discovery::v1::EndpointSlice,
+    networking::v1::ServiceCIDR,
 };
 use kube::{
     Api, Client,
@@ -152,7 +153,14 @@ impl Source {
             sender.clone(),
             failures.clone(),
         ));
-        watches.spawn(watch::<AddressPool>(client.clone(), Kind::AddressPool, all, sender.clone(), failures));
+        watches.spawn(watch::<AddressPool>(
+            client.clone(),
+            Kind::AddressPool,
+            all.clone(),
+            sender.clone(),
+            failures.clone(),
+        ));
+        watches.spawn(watch::<ServiceCIDR>(client.clone(), Kind::ServiceCIDR, all, sender.clone(), failures));
         // A watch ends when nobody listens; then they all do.
         while let Some(ended) = watches.join_next().await {
             if let Err(failed) = ended
@@ -252,14 +260,18 @@ impl Listing {
         }
     }
 
-    /// An empty list, the first time that a cluster says it does not know the kind: ours need not be installed. A kind that
-    /// was known before keeps its last state.
+    /// An empty list, the first time that a cluster says it does not know the kind, for kinds of which that is no mistake. A
+    /// kind that was known before keeps its last state.
     fn without_kind(&mut self, kind: Kind, error: &watcher::Error) -> Option<Event> {
-        if kind != Kind::AddressPool || !is_unknown_kind(error) || self.ever {
+        if !kind.may_be_unknown() || !is_unknown_kind(error) || self.ever {
             return None;
         }
         self.ever = true;
-        tracing::info!(%kind, "the cluster does not know this kind; install deploy/base/crds.yaml to use it");
+        let remedy = match kind {
+            Kind::AddressPool => "install deploy/base/crds.yaml to use it",
+            _ => "it takes a newer Kubernetes",
+        };
+        tracing::info!(%kind, remedy, "the cluster does not know this kind");
         Some(Event::Reset(kind, vec![]))
     }
 }
@@ -293,7 +305,7 @@ impl Failures {
             return None;
         }
         // Known already, and said when it was found out.
-        if kind == Kind::AddressPool && is_unknown_kind(error) {
+        if kind.may_be_unknown() && is_unknown_kind(error) {
             return None;
         }
         self.note(kind, &error.to_string())

@@ -8,6 +8,7 @@ use k8s_openapi::{
     api::{
         core::v1::{Endpoints, Namespace, Node, Pod, PodSpec, Secret, Service},
         discovery::v1::EndpointSlice,
+        networking::v1::ServiceCIDR,
     },
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
@@ -35,6 +36,7 @@ pub enum Kind {
     Secret,
     Namespace,
     AddressPool,
+    ServiceCIDR,
 }
 
 /// Names one input object.
@@ -60,6 +62,7 @@ pub enum Object {
     Secret(Arc<Secret>),
     Namespace(Arc<Namespace>),
     AddressPool(Arc<AddressPool>),
+    ServiceCIDR(Arc<ServiceCIDR>),
 }
 
 /// A change of the inputs.
@@ -77,7 +80,7 @@ pub enum Event {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 9] = [
         Kind::Service,
         Kind::EndpointSlice,
         Kind::Endpoints,
@@ -86,6 +89,7 @@ impl Kind {
         Kind::Secret,
         Kind::Namespace,
         Kind::AddressPool,
+        Kind::ServiceCIDR,
     ];
 
     /// The name as Kubernetes writes it.
@@ -99,6 +103,7 @@ impl Kind {
             Kind::Secret => "Secret",
             Kind::Namespace => "Namespace",
             Kind::AddressPool => "AddressPool",
+            Kind::ServiceCIDR => "ServiceCIDR",
         }
     }
 
@@ -113,6 +118,7 @@ impl Kind {
             Kind::Secret => "secrets",
             Kind::Namespace => "namespaces",
             Kind::AddressPool => "addresspools",
+            Kind::ServiceCIDR => "servicecidrs",
         }
     }
 
@@ -121,13 +127,19 @@ impl Kind {
         match self {
             Kind::EndpointSlice => "discovery.k8s.io/v1",
             Kind::AddressPool => "portico.dev/v1alpha1",
+            Kind::ServiceCIDR => "networking.k8s.io/v1",
             _ => "v1",
         }
     }
 
     /// Whether objects of the kind live in a namespace.
     pub fn is_namespaced(self) -> bool {
-        !matches!(self, Kind::Node | Kind::Namespace | Kind::AddressPool)
+        !matches!(self, Kind::Node | Kind::Namespace | Kind::AddressPool | Kind::ServiceCIDR)
+    }
+
+    /// Whether clusters may not know the kind: ours need not be installed, and ServiceCIDR came with Kubernetes 1.33.
+    pub fn may_be_unknown(self) -> bool {
+        matches!(self, Kind::AddressPool | Kind::ServiceCIDR)
     }
 }
 
@@ -175,6 +187,7 @@ impl Object {
             Object::Secret(_) => Kind::Secret,
             Object::Namespace(_) => Kind::Namespace,
             Object::AddressPool(_) => Kind::AddressPool,
+            Object::ServiceCIDR(_) => Kind::ServiceCIDR,
         }
     }
 
@@ -189,6 +202,7 @@ impl Object {
             Object::Secret(object) => &object.metadata,
             Object::Namespace(object) => &object.metadata,
             Object::AddressPool(object) => &object.metadata,
+            Object::ServiceCIDR(object) => &object.metadata,
         }
     }
 
@@ -203,6 +217,7 @@ impl Object {
             Object::Secret(object) => &mut Arc::make_mut(object).metadata,
             Object::Namespace(object) => &mut Arc::make_mut(object).metadata,
             Object::AddressPool(object) => &mut Arc::make_mut(object).metadata,
+            Object::ServiceCIDR(object) => &mut Arc::make_mut(object).metadata,
         }
     }
 
@@ -261,6 +276,7 @@ impl Object {
                 namespace.spec = None;
                 namespace.status = None;
             }
+            Object::ServiceCIDR(range) => Arc::make_mut(range).status = None,
             Object::EndpointSlice(_) | Object::Endpoints(_) | Object::Secret(_) | Object::AddressPool(_) => {}
         }
         self
@@ -277,7 +293,7 @@ macro_rules! from {
     };
 }
 
-from!(Service, EndpointSlice, Endpoints, Pod, Node, Secret, Namespace, AddressPool);
+from!(Service, EndpointSlice, Endpoints, Pod, Node, Secret, Namespace, AddressPool, ServiceCIDR);
 
 fn trim_metadata(metadata: &mut ObjectMeta) {
     metadata.managed_fields = None;

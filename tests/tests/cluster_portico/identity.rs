@@ -43,6 +43,7 @@ const GATEWAY: &[&str] = &[
     "secrets get list watch create",
     "secrets portico-gateway-tls get list watch update",
     "secrets portico-hop-keys get list watch update",
+    "servicecidrs.networking.k8s.io get list watch",
     "services get list watch patch",
     "services/status patch",
     "tokenreviews.authentication.k8s.io create",

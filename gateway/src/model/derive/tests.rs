@@ -8,6 +8,7 @@ use k8s_openapi::{
     api::{
         core::v1::{self, Node, Pod, PodSpec, PodStatus, Secret, Service, ServiceSpec},
         discovery::v1::{self as discovery, EndpointConditions, EndpointPort},
+        networking::v1::{ServiceCIDR, ServiceCIDRSpec},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -134,8 +135,16 @@ fn node() -> impl Strategy<Value = Object> {
     })
 }
 
+fn range() -> impl Strategy<Value = Object> {
+    (0..2u8, 0..3u8).prop_map(|(name, range)| {
+        let spec = ServiceCIDRSpec { cidrs: Some(vec![format!("10.{range}.0.0/16")]) };
+        let metadata = ObjectMeta { namespace: None, ..metadata(format!("r{name}")) };
+        ServiceCIDR { metadata, spec: Some(spec), status: None }.into()
+    })
+}
+
 fn event() -> impl Strategy<Value = Event> {
-    let object = || prop_oneof![3 => service(), 4 => slice(), 2 => pod(), 2 => secret(), 1 => node()];
+    let object = || prop_oneof![3 => service(), 4 => slice(), 2 => pod(), 2 => secret(), 1 => node(), 1 => range()];
     prop_oneof![
         6 => object().prop_map(Event::Apply),
         3 => object().prop_map(|object| Event::Delete(object.key())),
@@ -218,7 +227,38 @@ fn nothing_is_derived_before_every_kind_was_listed() {
         world.apply(Event::Reset(kind, vec![]), &mut Dirty::default());
     }
     assert!(world.synced().is_none());
-    assert_eq!(world.missing(), [object::Kind::EndpointSlice, object::Kind::Namespace, object::Kind::AddressPool]);
+    assert_eq!(
+        world.missing(),
+        [object::Kind::EndpointSlice, object::Kind::Namespace, object::Kind::AddressPool, object::Kind::ServiceCIDR]
+    );
+}
+
+#[test]
+fn ranges_of_cluster_ips_are_those_of_all_objects() {
+    let mut world = listed();
+    let mut derive = Derive::default();
+    let range = |name: &str, cidrs: &[&str]| {
+        let metadata = ObjectMeta { name: Some(name.to_owned()), ..Default::default() };
+        let spec = ServiceCIDRSpec { cidrs: Some(cidrs.iter().map(|cidr| (*cidr).to_owned()).collect()) };
+        Object::from(ServiceCIDR { metadata, spec: Some(spec), status: None })
+    };
+    let more = range("more", &["10.1.0.0/16", "10.96.0.0/16"]);
+    let steps = [
+        (Event::Apply(range("kubernetes", &["10.96.0.0/16", "fd96::/112"])), "10.96.0.0/16 fd96::/112"),
+        (Event::Apply(more.clone()), "10.1.0.0/16 10.96.0.0/16 fd96::/112"),
+        (Event::Delete(more.key()), "10.96.0.0/16 fd96::/112"),
+    ];
+    for (event, expected) in steps {
+        let mut dirty = Dirty::default();
+        world.apply(event, &mut dirty);
+        let derived = derive.derive(world.synced().expect("all was listed"), &dirty);
+        let settings = derived.changes.iter().find_map(|change| match change {
+            Change::Set(Resource::Settings(settings)) => Some(&settings.service_cidrs),
+            _ => None,
+        });
+        let ranges: Vec<String> = settings.expect("settings").iter().map(ToString::to_string).collect();
+        assert_eq!(ranges.join(" "), expected);
+    }
 }
 
 #[test]

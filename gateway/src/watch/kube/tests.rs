@@ -92,6 +92,9 @@ impl ApiServer {
             "addresspools" => {
                 ("AddressPool", r#"{"metadata":{"name":"public"},"spec":{"addresses":["192.0.2.0/24"]}}"#)
             }
+            "servicecidrs" => {
+                ("ServiceCIDR", r#"{"metadata":{"name":"kubernetes"},"spec":{"cidrs":["10.96.0.0/16"]}}"#)
+            }
             "kube-system" => {
                 let body = r#"{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"kube-system","uid":"u-1"}}"#;
                 return whole(body);
@@ -101,6 +104,7 @@ impl ApiServer {
         let version = match kind {
             "EndpointSlice" => "discovery.k8s.io/v1",
             "AddressPool" => "portico.dev/v1alpha1",
+            "ServiceCIDR" => "networking.k8s.io/v1",
             _ => "v1",
         };
         let list = format!(
@@ -177,7 +181,7 @@ async fn a_list_is_one_reset_and_what_follows_are_events() {
     let mut fixture = fixture(|_| {});
     assert_eq!(fixture.source.cluster_uid().await, "u-1");
     let expected = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Endpoints).collect::<Vec<_>>();
-    assert_eq!(resets(&mut fixture, 7).await, expected);
+    assert_eq!(resets(&mut fixture, 8).await, expected);
     for (verb, name) in [("ADDED", "b"), ("DELETED", "a")] {
         let object = format!(
             r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"{name}","namespace":"x","resourceVersion":"11"}}}}"#
@@ -197,7 +201,7 @@ async fn a_list_is_one_reset_and_what_follows_are_events() {
 #[tokio::test(start_paused = true)]
 async fn a_kind_that_may_not_be_listed_is_reported_until_it_may() {
     let mut fixture = fixture(|behaviour| behaviour.secrets_allowed = false);
-    let reported = reported(&mut fixture, 6).await;
+    let reported = reported(&mut fixture, 7).await;
     assert_eq!(reported.source.len(), 1);
     assert!(reported.source[0].message.contains("objects of kind Secret"), "{:?}", reported.source);
     assert_eq!(reported.unwatched.iter().collect::<Vec<_>>(), [&Kind::Secret]);
@@ -210,7 +214,7 @@ async fn a_kind_that_may_not_be_listed_is_reported_until_it_may() {
 #[tokio::test(start_paused = true)]
 async fn a_list_that_hangs_is_reported_and_asked_for_again() {
     let mut fixture = fixture(|behaviour| behaviour.silent = Some("nodes"));
-    let reported = reported(&mut fixture, 6).await;
+    let reported = reported(&mut fixture, 7).await;
     let message = &reported.source[0].message;
     assert!(message.contains("objects of kind Node") && message.contains("did not answer within 60s"), "{message}");
     fixture.behaviour.send_modify(|behaviour| behaviour.silent = None);
@@ -222,7 +226,7 @@ async fn a_list_that_hangs_is_reported_and_asked_for_again() {
 #[tokio::test(start_paused = true)]
 async fn a_version_that_was_forgotten_leads_to_one_reset_and_no_report() {
     let mut fixture = fixture(|_| {});
-    resets(&mut fixture, 7).await;
+    resets(&mut fixture, 8).await;
     fixture.behaviour.send_modify(|behaviour| behaviour.services = C);
     let expired = r#"{"type":"ERROR","object":{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"too old resource version","reason":"Expired","code":410}}"#;
     fixture.services.send(expired.to_owned()).await.expect("the watch reads");
@@ -238,7 +242,7 @@ async fn a_kind_that_is_not_installed_is_an_empty_list_until_it_is() {
     let mut fixture = fixture(|behaviour| behaviour.pools_known = false);
     let mut pools = Vec::new();
     let mut kinds = 0;
-    while kinds < 7 {
+    while kinds < 8 {
         let batch = fixture.batches.recv().await.expect("the source runs");
         assert!(batch.reports.is_none(), "{:?}", batch.reports);
         for event in batch.events {
@@ -258,7 +262,7 @@ async fn a_kind_that_is_not_installed_is_an_empty_list_until_it_is() {
 #[tokio::test(start_paused = true)]
 async fn a_watch_that_failed_and_goes_on_is_not_reported_for_ever() {
     let mut fixture = fixture(|_| {});
-    resets(&mut fixture, 7).await;
+    resets(&mut fixture, 8).await;
     fixture.services.send("this is no event".to_owned()).await.expect("the watch reads");
     let reports = fixture.batches.recv().await.expect("the source runs").reports.expect("it is told");
     assert_eq!(reports.unwatched.iter().collect::<Vec<_>>(), [&Kind::Service]);

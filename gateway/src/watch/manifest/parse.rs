@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, fmt};
 use k8s_openapi::api::{
     core::v1::{Endpoints, Namespace, Node, Pod, Secret, Service},
     discovery::v1::EndpointSlice,
+    networking::v1::ServiceCIDR,
 };
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_saphyr::Spanned;
@@ -141,6 +142,7 @@ fn document_objects(document: &str, parsed: &mut Parsed) -> Result<(), ParseErro
                 Kind::Secret => typed::<Secret>(document)?.into(),
                 Kind::Namespace => typed::<Namespace>(document)?.into(),
                 Kind::AddressPool => typed::<AddressPool>(document)?.into(),
+                Kind::ServiceCIDR => typed::<ServiceCIDR>(document)?.into(),
             };
             let object =
                 checked(object).map_err(|(field, reason)| ParseError { field, reason, ..missing("metadata.name") })?;
@@ -199,6 +201,7 @@ fn list_item(
         Some(Kind::Secret) => from::<Secret>(item),
         Some(Kind::Namespace) => from::<Namespace>(item),
         Some(Kind::AddressPool) => from::<AddressPool>(item),
+        Some(Kind::ServiceCIDR) => from::<ServiceCIDR>(item),
     }?;
     parsed.objects.push((line, checked(object)?));
     Ok(())
