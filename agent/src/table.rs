@@ -68,8 +68,9 @@ pub struct HealthCheck {
     pub service: NamespacedName,
     /// Where it is asked.
     pub port: NonZeroU16,
-    /// Distinct addresses of this node's ready endpoints, over all ports (S12.3).
-    pub local_endpoints: usize,
+    /// Distinct addresses of this node's ready endpoints, over all ports (S12.3), by [`Family`]: who asks by one family is
+    /// told of those that this family's traffic can go to, and an endpoint of both families is one.
+    pub local_endpoints: [usize; 2],
 }
 
 /// Which of the two traffic policies of a Service is meant.

@@ -67,7 +67,7 @@ impl Agent {
     fn serve(&self, checks: &[(&str, NonZeroU16, usize)]) {
         let check = |(name, port, local_endpoints): &(&str, NonZeroU16, usize)| {
             let service = NamespacedName::new("shop", *name);
-            HealthCheck { service, port: *port, local_endpoints: *local_endpoints }
+            HealthCheck { service, port: *port, local_endpoints: [*local_endpoints, 0] }
         };
         let table = Table {
             health_checks: checks.iter().map(check).collect(),

@@ -1,10 +1,10 @@
 //! Which endpoints this node may use (S4), from what the control plane says of all of them.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use api::resource::endpoint::Endpoint;
 
-use crate::table::Location;
+use crate::table::{Family, Location};
 
 /// The endpoints that S4.1 gives for policy Cluster: ready ones, filtered by hints; if there are none, draining ones.
 pub fn cluster<'a>(endpoints: &[&'a Endpoint], here: &Location) -> Vec<&'a Endpoint> {
@@ -32,11 +32,12 @@ pub fn is_local(endpoint: &Endpoint, here: &Location) -> bool {
     !endpoint.node.is_empty() && endpoint.node == here.node
 }
 
-/// How many addresses of this node take new connections: what a health-check node port tells (S12.3).
-pub fn local_ready_addresses<'a>(endpoints: impl Iterator<Item = &'a Endpoint>, here: &Location) -> usize {
+/// How many addresses of each family take new connections on this node: what a health-check node port tells (S12.3).
+pub fn local_ready_addresses<'a>(endpoints: impl Iterator<Item = &'a Endpoint>, here: &Location) -> [usize; 2] {
     let ready = endpoints.filter(|endpoint| endpoint.is_ready() && is_local(endpoint, here));
     let with_ports = ready.filter(|endpoint| !endpoint.ports.is_empty());
-    with_ports.map(|endpoint| endpoint.address).collect::<BTreeSet<_>>().len()
+    let addresses: BTreeSet<IpAddr> = with_ports.map(|endpoint| endpoint.address).collect();
+    Family::ALL.map(|family| addresses.iter().filter(|address| Family::of(**address) == family).count())
 }
 
 fn draining<'a>(endpoints: &[&'a Endpoint]) -> Vec<&'a Endpoint> {

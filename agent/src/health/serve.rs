@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     apply::{control::Progress, programming::Programming},
-    table::HealthCheck,
+    table::{Family, HealthCheck},
 };
 
 /// Ports that could not be opened are tried again this often.
@@ -131,9 +131,9 @@ async fn open(place: &Place, known: Option<Opened>, serving: &mut Serving, probe
     };
     match TcpListener::bind(place.address).await {
         Ok(listener) => {
-            let (probes, service) = (probes.clone(), place.service.clone());
+            let (probes, service, family) = (probes.clone(), place.service.clone(), Family::of(place.address.ip()));
             let answer = move |_: Request<Incoming>, _: IpAddr| {
-                let response = probes.service(&service);
+                let response = probes.service(&service, family);
                 async move { response }
             };
             let (open, closed) = oneshot::channel();
@@ -187,14 +187,14 @@ impl Probes {
         response(answer.status, answer.body)
     }
 
-    fn service(&self, service: &NamespacedName) -> Response<Full<Bytes>> {
+    fn service(&self, service: &NamespacedName, family: Family) -> Response<Full<Bytes>> {
         let table = self.progress.borrow().table.clone();
         let healthy = self.programming.pace().in_time(Instant::now()) && !self.drain.is_draining();
         let Some(check) = table.health_checks.iter().find(|check| check.service == *service) else {
             // It closes within this turn of the loop.
             return response(503, "{}".to_owned());
         };
-        let answer = service::answer(check, healthy);
+        let answer = service::answer(check, family, healthy);
         let mut response = response(answer.status, answer.body);
         response.headers_mut().insert(WEIGHT, answer.weight.into());
         response

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::table::HealthCheck;
+use crate::table::{Family, HealthCheck};
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,16 +16,17 @@ pub struct Answer {
 }
 
 /// What a load balancer is told (S12.2 to S12.5): come, if there is an endpoint that takes connections and the node
-/// keeps up. Draining endpoints are not counted, so the load balancer leaves while they still serve.
-pub fn answer(check: &HealthCheck, proxy_healthy: bool) -> Answer {
+/// keeps up. It is told of the family that it asks by. Draining endpoints are not counted, so the load balancer leaves while they still serve.
+pub fn answer(check: &HealthCheck, family: Family, proxy_healthy: bool) -> Answer {
+    let local_endpoints = check.local_endpoints[family as usize];
     let body = json!({
         "service": {"namespace": *check.service.namespace, "name": *check.service.name},
-        "localEndpoints": check.local_endpoints,
+        "localEndpoints": local_endpoints,
         "serviceProxyHealthy": proxy_healthy,
     });
     Answer {
-        status: if check.local_endpoints > 0 && proxy_healthy { 200 } else { 503 },
-        weight: check.local_endpoints,
+        status: if local_endpoints > 0 && proxy_healthy { 200 } else { 503 },
+        weight: local_endpoints,
         body: body.to_string(),
     }
 }
@@ -43,7 +44,9 @@ mod tests {
         let check = |local_endpoints, healthy| {
             let service = NamespacedName::new("ns", "svc");
             let port = NonZeroU16::new(31_000).expect("not zero");
-            answer(&HealthCheck { service, port, local_endpoints }, healthy)
+            let check = HealthCheck { service, port, local_endpoints: [local_endpoints, 7] };
+            assert_eq!(answer(&check, Family::Ipv6, healthy).weight, 7, "each family is told of its own");
+            answer(&check, Family::Ipv4, healthy)
         };
         let statuses = [check(2, true), check(0, true), check(2, false)].map(|answer| answer.status);
         assert_eq!(statuses, [200, 503, 503]);

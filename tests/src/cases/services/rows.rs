@@ -204,7 +204,7 @@ pub(super) fn endpoint_table(node: &Node, table: &Table) -> Vec<Value> {
 /// Every health-check node port and its answer.
 pub(super) fn health_checks(table: &Table, proxy_healthy: bool) -> Result<Vec<Value>, String> {
     let row = |check| {
-        let answer = service::answer(check, proxy_healthy);
+        let answer = service::answer(check, Family::Ipv4, proxy_healthy);
         let body: Value = serde_json::from_str(&answer.body).map_err(|error| error.to_string())?;
         if body["localEndpoints"] != json!(answer.weight) {
             return Err(format!("the header says {}, the body {body}", answer.weight));
