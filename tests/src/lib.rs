@@ -48,3 +48,5 @@ pub mod kubectl;
 pub mod kubelet;
 /// A real control plane on this machine, with network namespaces for nodes.
 pub mod sandbox;
+/// One question to an echo Pod behind a Service, and what became of it.
+pub mod probe;

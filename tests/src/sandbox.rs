@@ -38,6 +38,8 @@ pub mod exec;
 pub mod cleanup;
 /// The sandbox that all tests of a program share.
 pub mod shared;
+/// Portico on a sandbox.
+pub mod portico;
 
 /// How long the nodes may take to be ready. On an idle machine it is a few seconds.
 const NODES_READY: Duration = Duration::from_secs(90);
@@ -154,6 +156,14 @@ impl Sandbox {
     /// When they do not end.
     pub fn stop_node(&self, node: u8) -> Result<()> {
         nodes::stop_kubelet(&self.state, node)
+    }
+
+    /// Ends kube-proxy on a node and removes what it leaves when it ends: packet rules, and connections that follow them.
+    ///
+    /// # Errors
+    /// When it does not end, or the rules stay.
+    pub fn stop_kube_proxy(&self, node: u8) -> Result<()> {
+        nodes::stop_kube_proxy(&self.state, node)
     }
 
     /// Starts the kubelet of a node again.

@@ -68,7 +68,7 @@ impl Place {
 
 /// The oldest process that has a root directory of this Pod's: the kubelet keeps what belongs to a Pod in a directory
 /// named by its uid, and the mounts that a process sees say where they come from.
-fn container(uid: &str) -> Option<Process> {
+pub fn container(uid: &str) -> Option<Process> {
     let of_pod = |process: &Process| {
         let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", process.pid())).unwrap_or_default();
         root_comes_from(&mounts, uid)

@@ -2,16 +2,20 @@
 
 use std::{
     fs::{self, File},
-    io::Write as _,
+    io::{self, Read as _, Write as _},
     net::IpAddr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nix::sched::{CloneFlags, setns};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::plan::{BRIDGE, HOST, NAMESPACE_PREFIX, Plan, Role};
+
+/// `IPCTNL_MSG_CT_DELETE` of linux/netfilter/nfnetlink_conntrack.h.
+const CTNETLINK_DELETE: u16 = 2;
 
 /// Where `ip netns` keeps namespaces.
 const DIRECTORY: &str = "/run/netns";
@@ -95,6 +99,34 @@ pub fn route_pods(namespace: Option<&str>, node: Role, pod_cidrs: &[String]) -> 
     let [v4, v6] = node.addresses();
     let route = |cidr: &String| format!("route replace {cidr} via {}", if cidr.contains(':') { v6 } else { v4 });
     ip(namespace, &pod_cidrs.iter().map(route).collect::<Vec<_>>())
+}
+
+/// Makes the kernel forget the connections that it tracks in a namespace, and with them what packet rules once decided
+/// about each.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn forget_connections(namespace: &str) -> Result<()> {
+    within(namespace, || {
+        let protocol = Protocol::from(libc::NETLINK_NETFILTER);
+        let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(protocol));
+        let mut socket = socket.context("cannot ask the kernel for its connections")?;
+        // A header of netlink, and one of nfnetlink that names no family and no connection: all are meant.
+        let kind = u16::try_from(libc::NFNL_SUBSYS_CTNETLINK << 8).unwrap_or_default() | CTNETLINK_DELETE;
+        let flags = u16::try_from(libc::NLM_F_REQUEST | libc::NLM_F_ACK).unwrap_or_default();
+        let mut request = [0; 20];
+        request[..4].copy_from_slice(&20_u32.to_ne_bytes());
+        request[4..6].copy_from_slice(&kind.to_ne_bytes());
+        request[6..8].copy_from_slice(&flags.to_ne_bytes());
+        socket.send(&request).context("cannot ask the kernel to forget its connections")?;
+        let mut answer = [0; 256];
+        let length = socket.read(&mut answer).context("the kernel does not answer")?;
+        // After the header: an error number, negative, or 0.
+        ensure!(length >= 20, "the answer of the kernel is too short");
+        let code = i32::from_ne_bytes(answer[16..20].try_into().context("four bytes")?);
+        ensure!(code == 0, "the kernel does not forget its connections: {}", io::Error::from_raw_os_error(-code));
+        Ok(())
+    })
 }
 
 /// Names of all network namespaces of the sandbox, those of Pods too.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client, api::ListParams};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,10 @@ const OWNER_CHECK: Duration = Duration::from_millis(200);
 /// Name of the record and log of a node's kubelet.
 pub fn kubelet_process(node: u8) -> String {
     format!("kubelet-{}", node_name(node))
+}
+
+fn kube_proxy_process(node: u8) -> String {
+    format!("kube-proxy-{}", node_name(node))
 }
 
 /// Starts the keeper, which has the lock from then on.
@@ -74,20 +78,35 @@ pub fn stop_kubelet(state: &State, node: u8) -> Result<()> {
 /// # Errors
 /// When it is not installed or does not start.
 pub fn start_kube_proxy(state: &State, node: u8) -> Result<()> {
-    let name = node_name(node);
     let program = programs::find("kube-proxy")?;
     let mut command = netns::command(&Role::Node(node).namespace(), &program.to_string_lossy());
     command.args([
         "--proxy-mode=nftables".to_owned(),
         format!("--kubeconfig={}", state.pki("kube-proxy.kubeconfig").display()),
-        format!("--hostname-override={name}"),
+        format!("--hostname-override={}", node_name(node)),
         format!("--cluster-cidr={}", POD_CIDRS.join(",")),
         // These settings belong to the machine; a namespace cannot change them.
         "--conntrack-max-per-core=0".to_owned(),
         "--conntrack-tcp-timeout-established=0s".to_owned(),
         "--conntrack-tcp-timeout-close-wait=0s".to_owned(),
     ]);
-    process::start(state, &format!("kube-proxy-{name}"), &command, Stdio::null())
+    process::start(state, &kube_proxy_process(node), &command, Stdio::null())
+}
+
+/// Ends kube-proxy on a node, and removes its packet rules and the connections that they were applied to.
+///
+/// # Errors
+/// When it does not end, or the rules stay.
+pub fn stop_kube_proxy(state: &State, node: u8) -> Result<()> {
+    let running: Vec<_> = state.process(&kube_proxy_process(node)).into_iter().collect();
+    process::end(&running, GRACE).with_context(|| format!("cannot stop {}", kube_proxy_process(node)))?;
+    for family in ["ip", "ip6"] {
+        let mut command = netns::command(&Role::Node(node).namespace(), "nft");
+        let status = command.args(["delete", "table", family, "kube-proxy"]).status().context("cannot run nft")?;
+        ensure!(status.success(), "the {family} rules of kube-proxy stay on {}", node_name(node));
+    }
+    // Else packets with the ports of an old connection would go where it went.
+    netns::forget_connections(&Role::Node(node).namespace())
 }
 
 /// The keeper: runs until it is stopped, or until the owner has ended and the sandbox is removed.

@@ -8,13 +8,12 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::{body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tests::sandbox::plan::Role;
+use tests::{probe, sandbox::plan::Role};
 use tokio::time::timeout;
 
 use crate::{
     lab::Lab,
     matrix::{ENTRY, OTHER, Policy, Service, State},
-    probe,
     report::Row,
 };
 

@@ -17,16 +17,16 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
-use tests::sandbox::{
-    Sandbox, netns,
-    plan::{Role, node_name},
-    shared,
+use tests::{
+    probe::{self, Seen, Transport},
+    sandbox::{
+        Sandbox, netns,
+        plan::{Role, node_name},
+        shared,
+    },
 };
 
-use crate::{
-    matrix::{Client, Destination, ENTRY, Endpoint, Family, OTHER, Probe, Service, State, Transport},
-    probe::{self, Seen},
-};
+use crate::matrix::{Client, Destination, ENTRY, Endpoint, Family, OTHER, Probe, Service, State};
 
 /// Port of every Service, and one that none has.
 const PORT: u16 = 80;
@@ -47,8 +47,7 @@ const ROUTED: [&str; 6] =
 
 /// A cluster with everything that is asked about, and nobody who serves it yet.
 pub struct Lab {
-    sandbox: Sandbox,
-    api: kube::Client,
+    pub sandbox: Sandbox,
     frontends: BTreeMap<String, Frontend>,
     /// Namespaces and addresses of Pods, by name.
     pods: BTreeMap<String, (String, [IpAddr; 2])>,
@@ -83,10 +82,10 @@ impl Lab {
         let second: Vec<String> = SECOND_ADDRESSES.into_iter().zip(second).map(address).collect();
         netns::ip(Some(&Role::Node(ENTRY).namespace()), &second)?;
         let api = sandbox.client().await?;
-        let mut this = Self { sandbox, api, frontends: BTreeMap::new(), pods: BTreeMap::new() };
+        let mut this = Self { sandbox, frontends: BTreeMap::new(), pods: BTreeMap::new() };
         for node in [ENTRY, OTHER] {
             for kind in ["echo", "client"] {
-                this.pods.insert(format!("{kind}-{node}"), this.pod(kind, node).await?);
+                this.pods.insert(format!("{kind}-{node}"), pod(&api, kind, node).await?);
             }
         }
         let canary = Service {
@@ -95,8 +94,8 @@ impl Lab {
             ..services.first().context("there are Services")?.clone()
         };
         for (number, service) in (1..).zip(services.iter().chain([&canary])) {
-            let frontend = this.service(service, number).await?;
-            this.slices(service).await?;
+            let frontend = make_service(&api, service, number).await?;
+            this.slices(&api, service).await?;
             this.frontends.insert(service.name.clone(), frontend);
         }
         Ok(this)
@@ -126,14 +125,6 @@ impl Lab {
             }
         }
         Ok(())
-    }
-
-    /// Takes the cluster down.
-    ///
-    /// # Errors
-    /// When something of it stays.
-    pub fn down(self) -> Result<()> {
-        self.sandbox.down()
     }
 
     /// Asks one question.
@@ -184,90 +175,9 @@ impl Lab {
         self.frontends[&service.name].health_port
     }
 
-    /// An echo Pod on a node. Gives its network namespace and its addresses once it is ready.
-    async fn pod(&self, kind: &str, node: u8) -> Result<(String, [IpAddr; 2])> {
-        let pods: Api<Pod> = Api::default_namespaced(self.api.clone());
-        let name = format!("{kind}-{node}");
-        let pod: Pod = typed(json!({
-            "metadata": {"name": name},
-            "spec": {
-                "nodeName": node_name(node),
-                "terminationGracePeriodSeconds": 1,
-                "containers": [{
-                    "name": "echo", "image": "portico",
-                    "args": ["echo", "--listen=0.0.0.0:8080,[::]:8080"],
-                    "env": [{"name": "POD_NAME", "value": name}],
-                    "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},
-                }],
-            },
-        }))?;
-        // The first Pods of a cluster may come before the ServiceAccount that they are of.
-        until(&format!("Pod {name} is taken"), || async {
-            pods.create(&PostParams::default(), &pod).await.map_err(|error| error.to_string())
-        })
-        .await?;
-        until(&format!("Pod {name} is ready"), || async {
-            let pod = pods.get(&name).await.map_err(|error| error.to_string())?;
-            let status = pod.status.unwrap_or_default();
-            let conditions = status.conditions.unwrap_or_default();
-            if !conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True") {
-                return Err(format!("{conditions:?}"));
-            }
-            let uid = pod.metadata.uid.unwrap_or_default();
-            let addresses: Vec<String> = status.pod_ips.unwrap_or_default().into_iter().map(|ip| ip.ip).collect();
-            let namespace = format!("portico-pod-{}", uid.get(..8).unwrap_or_default());
-            Ok((namespace, both(&addresses).map_err(|error| error.to_string())?))
-        })
-        .await
-    }
-
-    /// A Service without selector, with a load balancer that has done its work. Numbers begin with 1.
-    async fn service(&self, service: &Service, number: u16) -> Result<Frontend> {
-        let services: Api<ServiceObject> = Api::default_namespaced(self.api.clone());
-        let [external_ips, balancer_ips] = [([198, 51, 100], 0xe), ([203, 0, 113], 0xf)].map(|(v4, v6)| {
-            let last = u8::try_from(number).expect("few Services");
-            [IpAddr::from([v4[0], v4[1], v4[2], last]), IpAddr::from([0x2001, 0xdb8, v6, 0, 0, 0, 0, number])]
-        });
-        let annotations: BTreeMap<String, &str> =
-            service.annotations.iter().map(|(name, value)| (format!("portico.dev/{name}"), *value)).collect();
-        let object: ServiceObject = typed(json!({
-            "metadata": {"name": service.name, "annotations": annotations},
-            "spec": {
-                "type": "LoadBalancer",
-                // Nobody's: the status is written below.
-                "loadBalancerClass": "portico.dev/none",
-                "ipFamilyPolicy": "RequireDualStack",
-                "externalIPs": external_ips,
-                "internalTrafficPolicy": format!("{:?}", service.internal),
-                "externalTrafficPolicy": format!("{:?}", service.external),
-                "loadBalancerSourceRanges": service.ranges,
-                "sessionAffinity": if service.sticky { "ClientIP" } else { "None" },
-                "ports": [
-                    {"name": "tcp", "protocol": "TCP", "port": PORT},
-                    {"name": "udp", "protocol": "UDP", "port": PORT},
-                ],
-            },
-        }))?;
-        let name = &service.name;
-        let made = services.create(&PostParams::default(), &object).await.with_context(|| format!("Service {name}"))?;
-        let ingress = balancer_ips.map(|ip| json!({"ip": ip}));
-        let status = Patch::Merge(json!({"status": {"loadBalancer": {"ingress": ingress}}}));
-        services.patch_status(name, &PatchParams::default(), &status).await.context("status of a Service")?;
-        let spec = made.spec.context("a Service has a spec")?;
-        let ports = spec.ports.unwrap_or_default().into_iter().filter_map(|port| u16::try_from(port.node_port?).ok());
-        let ports: Vec<u16> = ports.collect();
-        Ok(Frontend {
-            cluster_ips: both(&spec.cluster_ips.unwrap_or_default())?,
-            external_ips,
-            balancer_ips,
-            node_ports: ports.try_into().ok().context("a node port for each port")?,
-            health_port: spec.health_check_node_port.and_then(|port| u16::try_from(port).ok()),
-        })
-    }
-
     /// The endpoints of a Service, written by hand so that their conditions stay.
-    async fn slices(&self, service: &Service) -> Result<()> {
-        let slices: Api<EndpointSlice> = Api::default_namespaced(self.api.clone());
+    async fn slices(&self, api: &kube::Client, service: &Service) -> Result<()> {
+        let slices: Api<EndpointSlice> = Api::default_namespaced(api.clone());
         for (family, address_type) in [(Family::V4, "IPv4"), (Family::V6, "IPv6")] {
             let endpoint = |endpoint: &Endpoint| {
                 let (ready, serving, terminating) = match endpoint.state {
@@ -304,6 +214,87 @@ impl Lab {
         }
         Ok(())
     }
+}
+
+/// An echo Pod on a node. Gives its network namespace and its addresses once it is ready.
+async fn pod(api: &kube::Client, kind: &str, node: u8) -> Result<(String, [IpAddr; 2])> {
+    let pods: Api<Pod> = Api::default_namespaced(api.clone());
+    let name = format!("{kind}-{node}");
+    let pod: Pod = typed(json!({
+        "metadata": {"name": name},
+        "spec": {
+            "nodeName": node_name(node),
+            "terminationGracePeriodSeconds": 1,
+            "containers": [{
+                "name": "echo", "image": "portico",
+                "args": ["echo", "--listen=0.0.0.0:8080,[::]:8080"],
+                "env": [{"name": "POD_NAME", "value": name}],
+                "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},
+            }],
+        },
+    }))?;
+    // The first Pods of a cluster may come before the ServiceAccount that they are of.
+    until(&format!("Pod {name} is taken"), || async {
+        pods.create(&PostParams::default(), &pod).await.map_err(|error| error.to_string())
+    })
+    .await?;
+    until(&format!("Pod {name} is ready"), || async {
+        let pod = pods.get(&name).await.map_err(|error| error.to_string())?;
+        let status = pod.status.unwrap_or_default();
+        let conditions = status.conditions.unwrap_or_default();
+        if !conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True") {
+            return Err(format!("{conditions:?}"));
+        }
+        let uid = pod.metadata.uid.unwrap_or_default();
+        let addresses: Vec<String> = status.pod_ips.unwrap_or_default().into_iter().map(|ip| ip.ip).collect();
+        let namespace = format!("portico-pod-{}", uid.get(..8).unwrap_or_default());
+        Ok((namespace, both(&addresses).map_err(|error| error.to_string())?))
+    })
+    .await
+}
+
+/// A Service without selector, with a load balancer that has done its work. Numbers begin with 1.
+async fn make_service(api: &kube::Client, service: &Service, number: u16) -> Result<Frontend> {
+    let services: Api<ServiceObject> = Api::default_namespaced(api.clone());
+    let [external_ips, balancer_ips] = [([198, 51, 100], 0xe), ([203, 0, 113], 0xf)].map(|(v4, v6)| {
+        let last = u8::try_from(number).expect("few Services");
+        [IpAddr::from([v4[0], v4[1], v4[2], last]), IpAddr::from([0x2001, 0xdb8, v6, 0, 0, 0, 0, number])]
+    });
+    let annotations: BTreeMap<String, &str> =
+        service.annotations.iter().map(|(name, value)| (format!("portico.dev/{name}"), *value)).collect();
+    let object: ServiceObject = typed(json!({
+        "metadata": {"name": service.name, "annotations": annotations},
+        "spec": {
+            "type": "LoadBalancer",
+            // Nobody's: the status is written below.
+            "loadBalancerClass": "portico.dev/none",
+            "ipFamilyPolicy": "RequireDualStack",
+            "externalIPs": external_ips,
+            "internalTrafficPolicy": format!("{:?}", service.internal),
+            "externalTrafficPolicy": format!("{:?}", service.external),
+            "loadBalancerSourceRanges": service.ranges,
+            "sessionAffinity": if service.sticky { "ClientIP" } else { "None" },
+            "ports": [
+                {"name": "tcp", "protocol": "TCP", "port": PORT},
+                {"name": "udp", "protocol": "UDP", "port": PORT},
+            ],
+        },
+    }))?;
+    let name = &service.name;
+    let made = services.create(&PostParams::default(), &object).await.with_context(|| format!("Service {name}"))?;
+    let ingress = balancer_ips.map(|ip| json!({"ip": ip}));
+    let status = Patch::Merge(json!({"status": {"loadBalancer": {"ingress": ingress}}}));
+    services.patch_status(name, &PatchParams::default(), &status).await.context("status of a Service")?;
+    let spec = made.spec.context("a Service has a spec")?;
+    let ports = spec.ports.unwrap_or_default().into_iter().filter_map(|port| u16::try_from(port.node_port?).ok());
+    let ports: Vec<u16> = ports.collect();
+    Ok(Frontend {
+        cluster_ips: both(&spec.cluster_ips.unwrap_or_default())?,
+        external_ips,
+        balancer_ips,
+        node_ports: ports.try_into().ok().context("a node port for each port")?,
+        health_port: spec.health_check_node_port.and_then(|port| u16::try_from(port).ok()),
+    })
 }
 
 /// Linux limits how often it tells the same host of mistakes by ICMP. The proxies are asked here, not that limit.

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use tests::probe::Transport;
+
 /// The node by which traffic from outside enters.
 pub const ENTRY: u8 = 1;
 /// The other node with endpoints.
@@ -77,12 +79,6 @@ pub enum Destination {
     UnknownPort,
     /// An address of the range of ClusterIPs that no Service has.
     Unallocated,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Transport {
-    Tcp,
-    Udp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

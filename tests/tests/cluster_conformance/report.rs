@@ -3,12 +3,11 @@
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use futures::{StreamExt as _, stream};
-use tests::sandbox::plan::Role;
+use tests::{probe::Seen, sandbox::plan::Role};
 
 use crate::{
     lab::Lab,
     matrix::{ENTRY, OTHER, Probe},
-    probe::Seen,
     rules::{self, Expected, Outcome, Proxy, Source},
 };
 
@@ -58,7 +57,7 @@ fn outcome(lab: &Lab, probe: &Probe<'_>, seen: Seen) -> Outcome {
         Seen::Refused => return Outcome::Refused,
         Seen::Silence => return Outcome::Silence,
         Seen::Other(what) => return Outcome::Other(what),
-        Seen::Answer { pod, source } => (pod, source),
+        Seen::Answer { pod, source, .. } => (pod, source),
     };
     let node = Role::Node(probe.client.enters_by(probe.destination));
     let whose = if node.addresses().contains(&source) {
@@ -86,6 +85,17 @@ pub fn by_rule(rows: &[Row]) -> String {
         let _ = writeln!(text, "{rule:<28} {asked:>6} {agreed:>6}");
     }
     text
+}
+
+/// Each question on which kube-proxy, Portico or both are not as the rules say.
+pub fn differences(kube: &[Row], portico: &[Row]) -> Vec<String> {
+    assert_eq!(kube.len(), portico.len(), "both were asked the same");
+    let pairs = kube.iter().zip(portico).filter(|(kube, portico)| !kube.agrees || !portico.agrees);
+    let line = |(kube, portico): (&Row, &Row)| {
+        let Row { question, rule, expected, seen, .. } = portico;
+        format!("{question:<62} | kube-proxy: {:<20} | Portico: {seen:<20} | {rule}: {expected}", kube.seen)
+    };
+    pairs.map(line).collect()
 }
 
 /// Each question on which one proxy is not as the rules say.

@@ -85,13 +85,14 @@ pub fn expected(probe: &Probe<'_>, client: IpAddr, proxy: Proxy) -> Expected {
     let mut bypassed = false;
     for node in nodes {
         let source = source(probe, from, node, proxy);
-        if source == Source::Node || probe.client.node() != Some(node) || node == here {
+        let passes = node == here || probe.client.node() == Some(here);
+        if source == Source::Node || passes {
             any_of.push(Outcome::Answer(node, source));
             continue;
         }
-        // Client and endpoint are on one node and the question went through another: an answer to the client's address
-        // does not come back there. The addresses that kube-proxy changed stay changed, and the client does not know who
-        // answers. Who wants an answer gives the node's address.
+        // The endpoint would answer the client past the node that the question went through. What kube-proxy changed stays
+        // changed then, and the client does not know who answers. Portico gives the node's address, or brings the answer
+        // back.
         bypassed = true;
         match proxy {
             Proxy::Kube => any_of.push(Outcome::Silence),

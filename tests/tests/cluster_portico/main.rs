@@ -22,9 +22,9 @@ use tests::{
     sandbox::{
         Sandbox,
         plan::{HOST, Role},
-        programs, shared,
+        portico::{self, SYSTEM},
+        shared,
     },
-    tools,
 };
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
@@ -39,7 +39,6 @@ const RATE: u32 = 300;
 /// Within this time requests on kept connections to Pods whose node has lost its power are given up
 /// (`--upstream-user-timeout`, 20 s), also on a busy machine. Without the option it would be minutes.
 const GIVEN_UP: Duration = Duration::from_secs(90);
-const SYSTEM: &str = "portico-system";
 
 static CLUSTER: OnceCell<Kubectl> = OnceCell::const_new();
 static TURN: Mutex<()> = Mutex::const_new(());
@@ -48,18 +47,8 @@ static TURN: Mutex<()> = Mutex::const_new(());
 async fn cluster() -> (&'static Sandbox, Kubectl, MutexGuard<'static, ()>) {
     let turn = TURN.lock().await;
     let sandbox = shared::get().await;
-    let kubectl = CLUSTER.get_or_init(|| deploy(sandbox)).await;
+    let kubectl = CLUSTER.get_or_init(|| portico::deploy(sandbox, &[])).await;
     (sandbox, kubectl.clone(), turn)
-}
-
-/// `kubectl apply -k`, as the installation guide says.
-async fn deploy(sandbox: &Sandbox) -> Kubectl {
-    let kubectl = Kubectl::new(programs::find("kubectl").expect("kubectl"), sandbox.kubeconfig());
-    let overlay = tools::root().join("deploy/overlays/sandbox-replace-kube-proxy");
-    kubectl.words(&["apply", "-k", &overlay.display().to_string()]).await;
-    kubectl.rolled_out(SYSTEM, "deployment/portico-gateway").await;
-    kubectl.rolled_out(SYSTEM, "daemonset/portico-agent").await;
-    kubectl
 }
 
 /// A Deployment of sample backends behind a node port that is HTTP.

@@ -1,4 +1,4 @@
-//! One question on the wire, and what became of it.
+//! One question to an echo Pod behind a Service, and what became of it.
 
 use std::{
     io::{self, ErrorKind},
@@ -8,20 +8,35 @@ use std::{
 
 use anyhow::Context as _;
 use serde_json::Value;
-use tests::sandbox::netns;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
     net::{TcpSocket, TcpStream, UdpSocket},
     time::timeout,
 };
 
-use crate::matrix::Transport;
+use crate::sandbox::netns;
+
+/// What a question goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Transport {
+    /// A connection.
+    Tcp,
+    /// A datagram.
+    Udp,
+}
 
 /// What a client sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
     /// An echo Pod answered, and said whom it saw.
-    Answer { pod: String, source: IpAddr },
+    Answer {
+        /// Name of the Pod.
+        pod: String,
+        /// Whom it saw.
+        source: IpAddr,
+        /// The address that the Pod was reached at.
+        local: IpAddr,
+    },
     /// ECONNREFUSED: a reset in answer to the first packet, or ICMP port unreachable.
     Refused,
     /// Nothing came in time.
@@ -116,6 +131,9 @@ fn refusal(error: &io::Error) -> Seen {
 fn answer(json: &[u8]) -> anyhow::Result<Seen> {
     let json: Value = serde_json::from_slice(json).context("the answer is no JSON")?;
     let field = |name: &str| json[name].as_str().with_context(|| format!("the answer has no {name}: {json}"));
-    let source: SocketAddr = field("peer")?.parse().context("the peer is an address")?;
-    Ok(Seen::Answer { pod: field("pod")?.to_owned(), source: source.ip().to_canonical() })
+    let address = |name: &str| -> anyhow::Result<IpAddr> {
+        let address: SocketAddr = field(name)?.parse().with_context(|| format!("{name} is an address"))?;
+        Ok(address.ip().to_canonical())
+    };
+    Ok(Seen::Answer { pod: field("pod")?.to_owned(), source: address("peer")?, local: address("local")? })
 }
