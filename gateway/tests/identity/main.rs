@@ -8,9 +8,13 @@ use api::{
         discovery::GoodbyeReason,
         node::{NodeStatus, ReportNodeStatusRequest, node_status_service_client::NodeStatusServiceClient},
     },
+    resource::{Resource, hop_keys::HopKeys},
 };
 use api_server::ApiServer;
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use common::{Agent, Gateway, LIMIT};
 use serde_json::{Value, json};
 use tonic::{
@@ -314,4 +318,44 @@ async fn a_certificate_in_files_needs_no_cluster_and_is_read_again() {
     };
     tokio::time::timeout(LIMIT, shown).await.expect("the new one is shown");
     gateway.stop().await;
+}
+
+/// The keys that an agent holds.
+fn hop_keys(agent: &Agent) -> Option<HopKeys> {
+    agent.held.values().find_map(|resource| match resource {
+        Resource::HopKeys(keys) => Some(keys.clone()),
+        _ => None,
+    })
+}
+
+#[tokio::test]
+async fn agents_of_all_gateways_get_the_same_keys_and_new_ones_when_the_secret_is_gone() {
+    let cluster = Cluster::start().await;
+    let other = gateway(&cluster.kubeconfig).await;
+    cluster.api.vouch(&token("n1"), on_node("n1"));
+    let bundle = cluster.bundle().await;
+    let mut agents = Vec::new();
+    for gateway in [&cluster.gateway, &other] {
+        let channel = connect(gateway, &bundle).await.expect("connects");
+        let mut agent = Agent::new("n1");
+        let mut stream = agent.open(channel, Some(&token("n1"))).await.expect("is let in");
+        agent.until(&mut stream, |agent| hop_keys(agent).is_some()).await;
+        agents.push((agent, stream));
+    }
+    let before = hop_keys(&agents[0].0).expect("has keys");
+    assert_eq!(hop_keys(&agents[1].0).as_ref(), Some(&before));
+    let secret = cluster.api.until("secrets", NAMESPACE, "portico-hop-keys", |_| true).await;
+    assert_eq!(secret["data"]["current"], json!(STANDARD.encode(before.current.0)));
+
+    cluster.api.delete("secrets", NAMESPACE, "portico-hop-keys");
+    let mut after = Vec::new();
+    for (agent, stream) in &mut agents {
+        agent.until(stream, |agent| hop_keys(agent).is_some_and(|keys| keys != before)).await;
+        after.extend(hop_keys(agent));
+    }
+    assert_eq!(after[0], after[1]);
+    let old = [&[before.current][..], &before.accepted].concat();
+    assert!(!old.contains(&after[0].current) && after[0].accepted.iter().all(|key| !old.contains(key)));
+    cluster.gateway.stop().await;
+    other.stop().await;
 }
