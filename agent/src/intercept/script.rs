@@ -11,6 +11,8 @@
 //!   processes on this node to connections that we opened with the address of their client.
 //! - What is still on its way to an address of a Service when others have had their turn, such as kube-proxy, is refused
 //!   or dropped (S5.4).
+//! - The empty chain `unique` has the kernel find a free source port for a connection whose addresses and ports are those of
+//!   one that it still tracks under other ones, as kube-proxy leaves them. Without any chain of type nat it drops it.
 //! - Without an entry in `alive` nothing happens at all. The agent renews it; when it is gone, the rules soon are as well.
 
 use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr, time::Duration};
@@ -167,7 +169,8 @@ fn declare_chains(script: &mut String, ports: &Ports) {
          type filter hook output priority filter; policy accept;\n\
          {caught} accept\n\
          {own} accept\n\
-         meta nfproto @alive goto unclaimed\n}}\n",
+         meta nfproto @alive goto unclaimed\n}}\n\
+         chain unique {{\ntype nat hook postrouting priority srcnat; policy accept;\n}}\n",
     );
 }
 
