@@ -304,9 +304,9 @@ impl Failures {
         {
             return None;
         }
-        // Known already, and said when it was found out.
+        // Known already, and said when it was found out. It is an answer, so what kept us from getting one is over.
         if kind.may_be_unknown() && is_unknown_kind(error) {
-            return None;
+            return self.solved(kind);
         }
         self.note(kind, &error.to_string())
     }

@@ -270,3 +270,15 @@ async fn a_watch_that_failed_and_goes_on_is_not_reported_for_ever() {
     assert!(batch.events.is_empty(), "nothing was lost: {:?}", batch.events);
     assert_eq!(batch.reports.map(|reports| reports.unwatched.len()), Some(0));
 }
+
+#[test]
+fn an_outage_is_over_when_the_answer_is_that_a_kind_is_not_installed() {
+    let failures = Failures::default();
+    let reports = failures.note(Kind::AddressPool, "no connection").expect("it is news");
+    assert!(reports.unwatched.contains(&Kind::AddressPool));
+    let status = kube::core::Status::failure("404 page not found", "Failed to parse error data").with_code(404);
+    let error = watcher::Error::InitialListFailed(kube::Error::Api(status.boxed()));
+    let reports = failures.failed(Kind::AddressPool, &error).expect("it is news");
+    assert_eq!(*reports, Reports::default());
+    assert!(failures.failed(Kind::AddressPool, &error).is_none(), "it is said once");
+}
