@@ -15,7 +15,7 @@ use crate::{
     forward::{
         socket::reset_on_close,
         tcp::{
-            connect::connect,
+            connect::{candidates, connect},
             copy::{self, Copied},
         },
     },
@@ -24,7 +24,7 @@ use crate::{
         outcome::Outcome,
         record::{ClientSource, Downstream, OpenConnection},
     },
-    table::{Candidates, Frontend, FrontendKind, Target, Terminate},
+    table::{Frontend, FrontendKind, Target, Terminate},
 };
 
 /// Serves a connection that was accepted at `destination`, until it is over. `guard` counts it for as long.
@@ -125,7 +125,7 @@ async fn pass_through(
 ) {
     let downstream = Arc::new(downstream);
     let mut record = open(&local, downstream.clone(), protocol, &target);
-    match reach(&local, &target, &downstream, &mut record).await {
+    match connect(&local, &target, &downstream, &mut record).await {
         Ok((upstream, busy)) => {
             drop(target);
             let copied = copy::sockets(&local, &stream, &upstream, first, local.limits.tcp_idle_timeout).await;
@@ -142,7 +142,7 @@ async fn pass_through(
 async fn inside_tls(local: Rc<Local>, mut stream: TlsStream<TcpStream>, downstream: Downstream, target: Arc<Target>) {
     let downstream = Arc::new(downstream);
     let mut record = open(&local, downstream.clone(), "tls", &target);
-    match reach(&local, &target, &downstream, &mut record).await {
+    match connect(&local, &target, &downstream, &mut record).await {
         Ok((mut upstream, busy)) => {
             drop(target);
             let copied = copy::streams(&local, &mut stream, &mut upstream, local.limits.tcp_idle_timeout).await;
@@ -157,22 +157,6 @@ async fn inside_tls(local: Rc<Local>, mut stream: TlsStream<TcpStream>, downstre
             record.close(outcome);
         }
     }
-}
-
-/// A connection to an endpoint that policy allows.
-async fn reach(
-    local: &Local,
-    target: &Target,
-    downstream: &Downstream,
-    record: &mut OpenConnection,
-) -> Result<(TcpStream, Busy), Outcome> {
-    let candidates = candidates(local, target, downstream)?;
-    connect(local, target, candidates, downstream, record).await
-}
-
-fn candidates<'a>(local: &Local, target: &'a Target, downstream: &Downstream) -> Result<&'a Candidates, Outcome> {
-    let client = downstream.client.ip();
-    target.verdict(downstream.frontend, client, || local.table().0.client_kind(client)).candidates()
 }
 
 fn open(

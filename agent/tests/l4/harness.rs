@@ -230,6 +230,18 @@ pub fn refusing() -> (tokio::net::TcpSocket, SocketAddr) {
     (socket, address)
 }
 
+/// An address of this host that answers no attempt to connect, for as long as the sockets live: a listener whose queue is
+/// full.
+pub fn full() -> ((TcpListener, std::net::TcpStream), SocketAddr) {
+    let socket = tokio::net::TcpSocket::new_v4().expect("descriptors");
+    socket.bind(([127, 0, 0, 1], 0).into()).expect("loopback");
+    // Linux takes one more than it is told.
+    let listener = socket.listen(0).expect("bound");
+    let address = listener.local_addr().expect("bound");
+    let waiting = std::net::TcpStream::connect(address).expect("the only place in the queue");
+    ((listener, waiting), address)
+}
+
 /// A listener of an endpoint.
 pub async fn endpoint() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");

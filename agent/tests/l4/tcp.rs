@@ -4,6 +4,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use agent::{
     forward::socket::reset_on_close,
+    local::Limits,
     report::outcome::Outcome,
     table::{Balance, Candidates, HashKey, Table, Target},
 };
@@ -14,7 +15,7 @@ use tokio::{
     task::spawn_local,
 };
 
-use crate::harness::{Worker, candidates, endpoint, limits, refusing, run, run_paused, target};
+use crate::harness::{Worker, candidates, endpoint, full, limits, refusing, run, run_paused, target};
 
 /// A connection through a worker, with both ends in hand.
 struct Path {
@@ -168,6 +169,27 @@ fn an_endpoint_that_refuses_is_passed_over() {
         }
         assert_eq!(attempts.iter().filter(|attempt| **attempt == (refused, Outcome::ConnectRefused)).count(), 1);
         assert_eq!(attempts.iter().filter(|attempt| **attempt == (address, Outcome::Complete)).count(), 2);
+    });
+}
+
+#[test]
+fn an_endpoint_that_comes_while_another_does_not_answer_is_tried() {
+    run(async {
+        let (_full, silent) = full();
+        let (listener, address) = endpoint().await;
+        let limits = Limits { connect_timeout: Duration::from_millis(500), ..limits() };
+        let worker = Worker::start(limits, target(Transport::Tcp, &[silent])).await;
+        let client = worker.dial().await;
+        // The endpoints are replaced once the attempt is under way, which it is when it counts as load.
+        while worker.local.upstream(silent).active.get() == 0 {
+            tokio::task::yield_now().await;
+        }
+        worker.swap(target(Transport::Tcp, &[address]));
+        let (server, _) = listener.accept().await.expect("the worker dials");
+        drop((client, server));
+        let record = worker.record().await;
+        let attempts: Vec<_> = record.attempts.iter().map(|attempt| attempt.backend.address).collect();
+        assert_eq!((record.outcome, attempts), (Outcome::Complete, vec![silent, address]));
     });
 }
 

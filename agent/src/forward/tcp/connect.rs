@@ -1,7 +1,8 @@
 //! Choosing and reaching an endpoint for a connection that has no requests to choose for.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
+use api::resource::service::Transport;
 use tokio::net::TcpStream;
 
 use crate::{
@@ -20,26 +21,30 @@ use crate::{
 /// be reached the next one (S16.6), up to the limit of attempts. Each attempt is noted in `record`.
 ///
 /// # Errors
-/// How the last attempt failed.
+/// What policy says, or how the last attempt failed.
 pub async fn connect(
     local: &Local,
-    target: &Target,
-    candidates: &Candidates,
+    target: &Arc<Target>,
     downstream: &Downstream,
     record: &mut OpenConnection,
 ) -> Result<(TcpStream, Busy), Outcome> {
     let client = downstream.client.ip();
     let client = Client { address: client, hash: FlowHash::of_client(client) };
+    let mut target = target.clone();
     let mut tried = Vec::new();
-    let mut failure = Outcome::NoEndpoints;
+    let mut failure = None;
     while tried.len() < local.limits.attempts {
-        let Some(backend) = local.choose(target, candidates, client, &tried) else { break };
+        let candidates = match candidates(local, &target, downstream) {
+            Ok(candidates) => candidates,
+            Err(outcome) => return Err(failure.unwrap_or(outcome)),
+        };
+        let Some(backend) = local.choose(&target, candidates, client, &tried) else { break };
         let upstream = local.upstream(backend.address);
         let busy = upstream.busy();
         let started = Instant::now();
-        let way = local.way(target, downstream.frontend, downstream.peer, backend);
+        let way = local.way(&target, downstream.frontend, downstream.peer, backend);
         let attempt = SpanContext { span: local.reporter.traces.span(), ..record.trace() };
-        let (dialed, via) = reach(local, way, Call { downstream, target, backend, attempt }).await;
+        let (dialed, via) = reach(local, way, Call { downstream, target: &target, backend, attempt }).await;
         let took = started.elapsed();
         record.note(|record| {
             record.attempts.push(Attempt {
@@ -61,10 +66,29 @@ pub async fn connect(
             }
             Err(outcome) => {
                 upstream.failed(local.now());
-                failure = outcome;
+                failure = Some(outcome);
                 tried.push(backend.address);
             }
         }
+        // The attempt may have taken seconds, in which the endpoints of a rollout are replaced.
+        target = newer(local, &target, downstream).unwrap_or(target);
     }
-    Err(failure)
+    Err(failure.unwrap_or(Outcome::NoEndpoints))
+}
+
+/// What the client of `downstream` may be sent to.
+///
+/// # Errors
+/// The outcome of a connection that policy refuses.
+pub fn candidates<'a>(local: &Local, target: &'a Target, downstream: &Downstream) -> Result<&'a Candidates, Outcome> {
+    let client = downstream.client.ip();
+    target.verdict(downstream.frontend, client, || local.table().0.client_kind(client)).candidates()
+}
+
+/// The same port of the same Service, by the table of this moment; `None` if the address that was dialled is not its any
+/// more.
+fn newer(local: &Local, target: &Target, downstream: &Downstream) -> Option<Arc<Target>> {
+    let table = local.table();
+    let newer = table.0.frontend(downstream.local, Transport::Tcp)?.target.as_ref()?;
+    ((&newer.service, newer.port) == (&target.service, target.port)).then(|| newer.clone())
 }
