@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use api::resource::service::ClientAddress;
 
 use super::socket::Source;
-use crate::table::{Backend, FrontendKind, Locality, Table, Target, verdict::ClientKind};
+use crate::table::{Backend, FrontendKind, Locality, Table, Target};
 
 /// The way to an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,11 +54,11 @@ impl Way {
 fn keeps(table: &Table, target: &Target, kind: FrontendKind, client: IpAddr, backend: &Backend) -> bool {
     let (from, endpoint) = (table.client_kind(client), backend.address.ip());
     match target.client_address {
-        ClientAddress::Keep => from != ClientKind::Node && client != endpoint,
         ClientAddress::Pool => false,
-        // Requests of many clients share connections, so that there is no one client to show.
-        ClientAddress::Auto if target.protocol.is_http() => false,
-        ClientAddress::Auto => target.keeps_client(kind, client, from, endpoint),
+        // Connections that clients could share are kept apart only where policies for Pods rely on it (S6.1); of the
+        // others X-Forwarded-For tells.
+        ClientAddress::Auto if target.protocol.is_http() => target.keeps_client(kind, client, from, endpoint),
+        ClientAddress::Auto | ClientAddress::Keep => target.can_keep_client(client, from, endpoint),
     }
 }
 

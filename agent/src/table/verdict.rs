@@ -138,18 +138,20 @@ impl Target {
         self.own_sources.contains(&client)
     }
 
-    /// Whether the endpoint is to see the client's address instead of the node's (S6).
+    /// Whether the endpoint sees the client's address instead of the node's under kube-proxy (S6).
     pub fn keeps_client(&self, kind: FrontendKind, client: IpAddr, from: ClientKind, endpoint: IpAddr) -> bool {
-        // An endpoint that reaches itself would answer to itself, past the node.
-        if client == endpoint || self.is_own(client) {
-            return false;
-        }
-        match (kind, from) {
-            (_, ClientKind::Node) => false,
-            (FrontendKind::ClusterIp | FrontendKind::Route, from) => from == ClientKind::Pod,
-            (FrontendKind::Hop, _) => true,
-            (FrontendKind::NodePort | FrontendKind::LoadBalancer | FrontendKind::ExternalIp, _) => self.external_local,
-        }
+        let promised = match kind {
+            FrontendKind::ClusterIp | FrontendKind::Route => from == ClientKind::Pod,
+            FrontendKind::Hop => true,
+            FrontendKind::NodePort | FrontendKind::LoadBalancer | FrontendKind::ExternalIp => self.external_local,
+        };
+        promised && self.can_keep_client(client, from, endpoint)
+    }
+
+    /// Whether the endpoint may see the client's address at all. A process of this node has no other address to be reached
+    /// at, and an endpoint that reaches itself would answer to itself, past the node.
+    pub fn can_keep_client(&self, client: IpAddr, from: ClientKind, endpoint: IpAddr) -> bool {
+        from != ClientKind::Node && client != endpoint && !self.is_own(client)
     }
 }
 

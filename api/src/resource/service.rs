@@ -129,7 +129,7 @@ pub enum Balancing {
 /// Whether endpoints see the client's address as the source of connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ClientAddress {
-    /// Keep it where that costs no pooling.
+    /// Keep it for connections and flows; for requests, which share connections, where kube-proxy does (S6).
     #[default]
     Auto,
     /// Always keep it.

@@ -138,11 +138,12 @@ fn ready_or_draining(endpoints: &[Endpoint]) -> Vec<u8> {
 /// S6, for the echo Pod of a node.
 fn source(probe: &Probe<'_>, from: From, node: u8, proxy: Proxy) -> Source {
     let hairpin = probe.client == Client::Echo(node);
-    let asked_to_keep = proxy == Proxy::Portico && has(probe.service, "client-address", "keep");
+    // Beyond what S6 promises, Portico keeps every client that has an address of its own.
+    let keeps_all = proxy == Proxy::Portico && !has(probe.service, "client-address", "pool");
     let kept = match (from, probe.destination) {
         (From::Node, _) => false,
         _ if hairpin => false,
-        _ if asked_to_keep => true,
+        _ if keeps_all => true,
         (From::Pod, Destination::ClusterIp) => true,
         (From::External, Destination::ClusterIp) => false,
         (From::Pod | From::External, _) => probe.service.external == Policy::Local,

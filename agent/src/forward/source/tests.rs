@@ -82,12 +82,10 @@ const NODE: &str = "192.168.0.1:5000";
 const OUTSIDE: &str = "203.0.113.1:5000";
 
 #[test]
-fn the_rows_of_s6() {
+fn requests_keep_the_rows_of_s6() {
     use FrontendKind::{ClusterIp, LoadBalancer, NodePort};
-    let (cluster, local) = (
-        target(ClientAddress::Auto, AppProtocol::Opaque, false),
-        target(ClientAddress::Auto, AppProtocol::Opaque, true),
-    );
+    let (cluster, local) =
+        (target(ClientAddress::Auto, AppProtocol::Http, false), target(ClientAddress::Auto, AppProtocol::Http, true));
     let (here, there) = (backend("10.1.0.9:80", Locality::Node), backend("10.1.1.9:80", Locality::Zone));
     for target in [&cluster, &local] {
         check(ClusterIp, target, POD, &here, true);
@@ -103,6 +101,20 @@ fn the_rows_of_s6() {
         check(kind, &local, POD, &here, true);
         check(kind, &local, POD, &there, true);
         check(kind, &local, NODE, &here, false);
+    }
+}
+
+#[test]
+fn connections_keep_every_client_but_those_of_the_node() {
+    use FrontendKind::{ClusterIp, LoadBalancer, NodePort};
+    let here = backend("10.1.0.9:80", Locality::Node);
+    for external_local in [false, true] {
+        let target = target(ClientAddress::Auto, AppProtocol::Opaque, external_local);
+        for kind in [ClusterIp, NodePort, LoadBalancer] {
+            check(kind, &target, POD, &here, true);
+            check(kind, &target, OUTSIDE, &here, true);
+            check(kind, &target, NODE, &here, false);
+        }
     }
 }
 
@@ -129,7 +141,9 @@ fn the_annotation_decides_where_there_is_a_choice() {
     };
     use AppProtocol::{Http, Opaque};
     use FrontendKind::{ClusterIp, NodePort};
-    check(ClientAddress::Auto, Http, ClusterIp, POD, false);
+    check(ClientAddress::Auto, Http, NodePort, OUTSIDE, false);
+    check(ClientAddress::Auto, Opaque, NodePort, OUTSIDE, true);
+    check(ClientAddress::Pool, Http, ClusterIp, POD, false);
     check(ClientAddress::Keep, Http, ClusterIp, POD, true);
     check(ClientAddress::Pool, Opaque, ClusterIp, POD, false);
     check(ClientAddress::Keep, Opaque, NodePort, OUTSIDE, true);
@@ -183,7 +197,8 @@ fn the_agent_of_another_node_dials_where_this_one_cannot() {
         let client = OUTSIDE.parse().expect("an address");
         choose(&table_with_hop(), target, NodePort, client, &there)
     };
-    assert_eq!(choose(&target(ClientAddress::Auto, AppProtocol::Opaque, false)), node, "S6");
+    assert_eq!(choose(&target(ClientAddress::Auto, AppProtocol::Http, false)), node, "S6");
+    assert_eq!(choose(&target(ClientAddress::Auto, AppProtocol::Opaque, false)), hop(OUTSIDE));
     assert_eq!(choose(&target(ClientAddress::Pool, AppProtocol::Opaque, true)), node);
     // Policy Local sends clients to other nodes only where it overflows, and then they are kept as well.
     assert_eq!(choose(&target(ClientAddress::Auto, AppProtocol::Opaque, true)), hop(OUTSIDE));
