@@ -245,6 +245,7 @@ fn kind(resource: &str) -> (&'static str, &'static str) {
         "namespaces" => ("Namespace", "v1"),
         "leases" => ("Lease", "coordination.k8s.io/v1"),
         "events" => ("Event", "events.k8s.io/v1"),
+        "servicecidrs" => ("ServiceCIDR", "networking.k8s.io/v1"),
         "addresspools" => ("AddressPool", "portico.dev/v1alpha1"),
         other => panic!("unexpected resource {other}"),
     }
