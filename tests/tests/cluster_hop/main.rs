@@ -64,7 +64,7 @@ spec:
 ---
 apiVersion: v1
 kind: Service
-metadata: {name: opaque, annotations: {portico.dev/client-address: keep}}
+metadata: {name: opaque}
 spec:
   type: NodePort
   ipFamilyPolicy: RequireDualStack
@@ -92,7 +92,7 @@ spec:
 ---
 apiVersion: v1
 kind: Service
-metadata: {name: replaced}
+metadata: {name: replaced, annotations: {portico.dev/client-address: pool}}
 spec:
   type: NodePort
   ipFamilyPolicy: RequireDualStack
@@ -101,7 +101,7 @@ spec:
 ---
 apiVersion: v1
 kind: Service
-metadata: {name: udp, annotations: {portico.dev/client-address: keep}}
+metadata: {name: udp}
 spec:
   type: NodePort
   ipFamilyPolicy: RequireDualStack

@@ -101,14 +101,15 @@ async fn endpoints_see_whom_they_should() {
         check_seen(&lab, Place::Pod, near, family, Seen::Node);
         check_seen(&lab, Place::Node1, near, family, Seen::Node);
         check_seen(&lab, Place::Node1, far, family, Seen::Node);
-        check_seen(&lab, Place::Outside, near, family, Seen::Node);
+        check_seen(&lab, Place::Outside, near, family, Seen::Client);
+        // Its answers go past this node, and nobody hands connections over here.
         check_seen(&lab, Place::Outside, far, family, Seen::Node);
 
         let everywhere = on_node(Place::Node1, family, node_port::NEAR);
         let local = on_node(Place::Node1, family, node_port::NEAR_LOCAL);
-        for from in [Place::ClientPod, Place::Node1, Place::Outside] {
-            check_seen(&lab, from, everywhere, family, Seen::Node);
-        }
+        check_seen(&lab, Place::ClientPod, everywhere, family, Seen::Client);
+        check_seen(&lab, Place::Outside, everywhere, family, Seen::Client);
+        check_seen(&lab, Place::Node1, everywhere, family, Seen::Node);
         check_seen(&lab, Place::Outside, local, family, Seen::Client);
         check_seen(&lab, Place::ClientPod, local, family, Seen::Client);
         check_seen(&lab, Place::Node1, local, family, Seen::Node);
@@ -117,9 +118,10 @@ async fn endpoints_see_whom_they_should() {
         check_seen(&lab, Place::ClientPod, elsewhere, family, Seen::Client);
         check_seen(&lab, Place::Node1, elsewhere, family, Seen::Node);
 
-        // Requests share connections, unless the Service says otherwise.
-        let shared = Ask::Http(cluster_ip(family, service::NEAR, 8080));
-        check_ask_seen(&lab, Place::ClientPod, shared, family, Seen::Node);
+        // Requests share connections where nothing is promised, unless the Service says otherwise.
+        let promised = Ask::Http(cluster_ip(family, service::NEAR, 8080));
+        check_ask_seen(&lab, Place::ClientPod, promised, family, Seen::Client);
+        check_ask_seen(&lab, Place::Outside, promised, family, Seen::Node);
         let kept = Ask::Http(cluster_ip(family, service::NEAR_KEEP, 8080));
         check_ask_seen(&lab, Place::ClientPod, kept, family, Seen::Client);
         check_ask_seen(&lab, Place::Outside, kept, family, Seen::Client);
@@ -154,7 +156,7 @@ async fn packets_are_judged_before_anybody_accepts() {
         }
         .parse()
         .expect("an address");
-        check_seen(&lab, Place::ClientPod, guarded, family, Seen::Node);
+        check_seen(&lab, Place::ClientPod, guarded, family, Seen::Client);
         for from in [Place::Outside, Place::Node1] {
             check(&lab, from, Ask::Tcp(guarded), &Answer::Silence);
             check(&lab, from, Ask::Udp(guarded), &Answer::Silence);
