@@ -23,7 +23,8 @@ const PORT: u16 = 1_053;
 /// What both know of the cluster is the same after this long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// CoreDNS with what a cluster usually has, and lifetimes as they are without being set.
+/// CoreDNS with what a cluster usually has, and lifetimes as they are without being set. The server that both ask for other
+/// names has no TCP.
 fn coredns(sandbox: &Sandbox) -> (Server, tempfile::TempDir) {
     let kubeconfig = sandbox.kubeconfig();
     let kubeconfig = kubeconfig.display();
@@ -37,7 +38,9 @@ fn coredns(sandbox: &Sandbox) -> (Server, tempfile::TempDir) {
         pods verified
         fallthrough in-addr.arpa ip6.arpa
     }}
-    forward . {UPSTREAM}
+    forward . {UPSTREAM} {{
+        prefer_udp
+    }}
 }}
 "
     );
