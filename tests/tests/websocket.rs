@@ -59,6 +59,10 @@ async fn a_session_outlives_changes_of_the_table() {
     let unready = manifests(&[("web-1", "2.1"), ("web-2", "2.2")]).replacen("status: \"True\"", "status: \"False\"", 1);
     stack.write("all.yaml", &unready);
     stack.until_ready("web", &[stack.ip("2.2")]).await;
+    // Its manifest says that it is ready; here it is started because the manifest came.
+    while TcpStream::connect((stack.ip("2.2"), 8080)).await.is_err() {
+        tokio::task::yield_now().await;
+    }
     let (mut later, _) = open(stack.at("1.1", 30_080)).await;
     assert_eq!(greeting(&mut later).await["pod"], "web-2");
     echoed(&mut socket, "while the Pod is not ready").await;
