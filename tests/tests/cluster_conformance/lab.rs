@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::ErrorKind,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
 };
@@ -101,7 +102,8 @@ impl Lab {
         Ok(this)
     }
 
-    /// Waits until every node serves the canary in both families.
+    /// Waits until every node serves the canary in both families, at its external IPs too: gateways that have not yet
+    /// been told which of those are allowed leave them out.
     ///
     /// # Errors
     /// When that does not happen in time.
@@ -109,7 +111,7 @@ impl Lab {
         let frontend = &self.frontends[CANARY];
         let deadline = Instant::now() + PATIENCE;
         for node in 1..=shared::NODES {
-            for address in frontend.balancer_ips {
+            for &address in frontend.balancer_ips.iter().chain(&frontend.external_ips) {
                 let to = SocketAddr::new(address, PORT);
                 loop {
                     let seen =
@@ -297,10 +299,21 @@ async fn make_service(api: &kube::Client, service: &Service, number: u16) -> Res
     })
 }
 
-/// Linux limits how often it tells the same host of mistakes by ICMP. The proxies are asked here, not that limit.
+/// Linux limits how often it tells of mistakes by ICMP: the same host, and in a second altogether. The proxies are asked
+/// here, not those limits.
 fn answer_every_mistake() -> Result<()> {
-    for setting in ["ipv4/icmp_ratelimit", "ipv6/icmp/ratelimit"] {
-        fs::write(format!("/proc/sys/net/{setting}"), "0").with_context(|| format!("cannot set {setting}"))?;
+    const LIMITS: [(&str, &str); 4] = [
+        ("ipv4/icmp_ratelimit", "0"),
+        ("ipv6/icmp/ratelimit", "0"),
+        ("ipv4/icmp_msgs_per_sec", "1000000"),
+        ("ipv4/icmp_msgs_burst", "1000000"),
+    ];
+    for (setting, value) in LIMITS {
+        match fs::write(format!("/proc/sys/net/{setting}"), value) {
+            // Older kernels have the limits of all messages for the whole machine only, where they are left alone.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            written => written.with_context(|| format!("cannot set {setting}"))?,
+        }
     }
     Ok(())
 }

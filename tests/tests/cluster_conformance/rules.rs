@@ -91,13 +91,12 @@ pub fn expected(probe: &Probe<'_>, client: IpAddr, proxy: Proxy) -> Expected {
             continue;
         }
         // The endpoint would answer the client past the node that the question went through. What kube-proxy changed stays
-        // changed then, and the client does not know who answers. Portico gives the node's address, or brings the answer
-        // back.
+        // changed then, and the client does not know who answers. With Portico the agent of that node brings the answer back.
         bypassed = true;
-        match proxy {
-            Proxy::Kube => any_of.push(Outcome::Silence),
-            Proxy::Portico => any_of.extend([Source::Node, Source::Client].map(|source| Outcome::Answer(node, source))),
-        }
+        any_of.push(match proxy {
+            Proxy::Kube => Outcome::Silence,
+            Proxy::Portico => Outcome::Answer(node, source),
+        });
     }
     Expected { any_of, rule: if bypassed { "S6.2 answer passes by" } else { rule } }
 }
