@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use agent::config::GatewayService;
+use agent::config::access::GatewayService;
 use anyhow::Context as _;
 use futures::StreamExt as _;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
