@@ -8,6 +8,8 @@ pub mod watch;
 pub mod ipam;
 /// What a cluster would do to manifests.
 pub mod emulate;
+/// Objects that gateways make for themselves.
+pub mod owned;
 /// Who agents are, and how they know the gateway.
 pub mod identity;
 /// The keys by which agents know each other.

@@ -1,14 +1,11 @@
 //! Keeps the Secret of the keys. All replicas do; a write names the version that was read, so of two at once one is
 //! refused, and reads again.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Secret;
-use kube::{Api, Client, api::PostParams, core::ObjectMeta};
+use kube::{Api, Client, api::PostParams};
 use runtime::backoff::Backoff;
 use tokio::{sync::watch, time::timeout};
 
@@ -16,13 +13,10 @@ use super::{
     Known,
     held::{self, Held, Step, plan},
 };
-use crate::identity::certificate::keeper::changes;
+use crate::owned::{changes, is_conflict, is_ours, metadata};
 
 /// The Secret, which none but gateways need to read. Who deletes it has all keys made anew at once.
 pub const SECRET: &str = "portico-hop-keys";
-
-/// Says that an object is ours to write.
-const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "portico-gateway");
 
 /// The Secret is looked at this often, whatever the plan says: clocks jump.
 const AT_LEAST: Duration = Duration::from_secs(300);
@@ -119,7 +113,7 @@ impl Keeper {
         };
         match self.write(secret, &after).await {
             Ok(()) => tracing::info!(?step, "keys of the hop between agents were changed"),
-            Err(error) if is_conflict(&error) => {}
+            Err(Error::Api { source, .. }) if is_conflict(&source) => {}
             Err(error) => return Err(error),
         }
         Ok(Looked::Again)
@@ -129,7 +123,7 @@ impl Keeper {
         let params = PostParams::default();
         match secret {
             None => {
-                let secret = Secret { metadata: metadata(), data: Some(held.data()), ..Secret::default() };
+                let secret = Secret { metadata: metadata(SECRET), data: Some(held.data()), ..Secret::default() };
                 self.secrets.create(&params, &secret).await.map_err(api("create"))?;
             }
             Some(mut secret) => {
@@ -144,8 +138,7 @@ impl Keeper {
 
 /// What the Secret holds; `None` if it is ours, and of no use.
 fn read(secret: &Secret) -> Result<Option<Held>, Error> {
-    let label = secret.metadata.labels.as_ref().and_then(|labels| labels.get(MANAGED_BY.0));
-    if label.is_none_or(|label| label != MANAGED_BY.1) {
+    if !is_ours(&secret.metadata) {
         return Err(Error::Foreign);
     }
     match Held::read(secret.data.as_ref().unwrap_or(&held::Data::new())) {
@@ -157,17 +150,6 @@ fn read(secret: &Secret) -> Result<Option<Held>, Error> {
     }
 }
 
-fn metadata() -> ObjectMeta {
-    let labels = BTreeMap::from([(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned())]);
-    ObjectMeta { name: Some(SECRET.to_owned()), labels: Some(labels), ..ObjectMeta::default() }
-}
-
 fn api(verb: &'static str) -> impl FnOnce(kube::Error) -> Error {
     move |source| Error::Api { verb, source: Box::new(source) }
-}
-
-/// Whether another gateway was first.
-fn is_conflict(error: &Error) -> bool {
-    // Created meanwhile, changed meanwhile, or deleted meanwhile: in each case what is there now is to be looked at.
-    matches!(error, Error::Api { source, .. } if matches!(&**source, kube::Error::Api(status) if matches!(status.code, 404 | 409)))
 }

@@ -6,14 +6,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use futures::{Stream, StreamExt as _};
+use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::{
-    Api, Client,
-    api::PostParams,
-    core::ObjectMeta,
-    runtime::{WatchStreamExt as _, watcher},
-};
+use kube::{Api, Client, api::PostParams};
 use runtime::backoff::Backoff;
 use tokio::{sync::watch, time::timeout};
 
@@ -23,6 +18,7 @@ use super::{
     plan::{Step, plan, take},
     publish,
 };
+use crate::owned::{changes, is_conflict, is_ours, metadata};
 
 /// The Secret with certificates and keys, which none but gateways need to read.
 pub const SECRET: &str = "portico-gateway-tls";
@@ -32,9 +28,6 @@ pub const CONFIG_MAP: &str = "portico-gateway-ca";
 
 /// The key of the ConfigMap.
 const BUNDLE: &str = "ca.crt";
-
-/// Says that an object is ours to write.
-const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "portico-gateway");
 
 /// Everything is looked at this often, whatever the plan says: clocks jump, and ConfigMaps get deleted.
 const AT_LEAST: Duration = Duration::from_secs(60);
@@ -171,7 +164,7 @@ impl Keeper {
         let after = take(step, held.as_ref(), &names, now)?;
         match self.write(secret, &after).await {
             Ok(()) => tracing::info!(?step, "certificates of the discovery port were changed"),
-            Err(error) if is_conflict(&error) => {}
+            Err(Error::Api { source, .. }) if is_conflict(&source) => {}
             Err(error) => return Err(error),
         }
         Ok(Looked::Again)
@@ -239,33 +232,6 @@ impl Keeper {
     }
 }
 
-/// Says whenever a Secret of this name may have changed.
-pub fn changes(secrets: Api<Secret>, name: &str) -> impl Stream<Item = ()> + use<> {
-    let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    watcher(secrets, only).default_backoff().filter_map(|event| {
-        // That the watch fails is seen, and said, when the object is read next.
-        let is_change =
-            matches!(event, Ok(watcher::Event::Apply(_) | watcher::Event::Delete(_) | watcher::Event::InitDone));
-        std::future::ready(is_change.then_some(()))
-    })
-}
-
-fn metadata(name: &str) -> ObjectMeta {
-    let labels = BTreeMap::from([(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned())]);
-    ObjectMeta { name: Some(name.to_owned()), labels: Some(labels), ..ObjectMeta::default() }
-}
-
-fn is_ours(metadata: &ObjectMeta) -> bool {
-    let label = metadata.labels.as_ref().and_then(|labels| labels.get(MANAGED_BY.0));
-    label.is_some_and(|label| label == MANAGED_BY.1)
-}
-
 fn api(verb: &'static str, kind: &'static str, name: &'static str) -> impl FnOnce(kube::Error) -> Error {
     move |source| Error::Api { verb, kind, name, source: Box::new(source) }
-}
-
-/// Whether another gateway was first.
-fn is_conflict(error: &Error) -> bool {
-    // Created meanwhile, changed meanwhile, or deleted meanwhile: in each case what is there now is to be looked at.
-    matches!(error, Error::Api { source, .. } if matches!(&**source, kube::Error::Api(status) if matches!(status.code, 404 | 409)))
 }

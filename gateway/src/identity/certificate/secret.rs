@@ -7,7 +7,8 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use tokio::sync::watch;
 
-use super::{Material, keeper::changes, publish};
+use super::{Material, publish};
+use crate::owned::changes;
 
 /// The Secret is read this often, whatever its watch says.
 const AT_LEAST: Duration = Duration::from_secs(60);
