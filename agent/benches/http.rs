@@ -22,9 +22,7 @@ use agent::{
         record::{ClientSource, Downstream, Reporter, Shard},
         trace::TraceState,
     },
-    table::{
-        Backend, Balance, Candidates, Destination, Family, Frontend, FrontendKind, Locality, Table, Target, Terminate,
-    },
+    table::{Backend, Balance, Candidates, Destination, Family, Frontend, FrontendKind, Locality, Table, Target},
 };
 use api::resource::{
     name::NamespacedName,
@@ -166,58 +164,19 @@ fn proxy(protocol: AppProtocol, endpoint: SocketAddr) -> (SocketAddr, Cpu) {
 }
 
 fn limits() -> Limits {
-    Limits {
-        header_timeout: Duration::from_secs(15),
-        idle_timeout: Duration::from_secs(600),
-        connect_timeout: Duration::from_secs(2),
-        upstream_user_timeout: Duration::from_secs(20),
-        response_timeout: Duration::from_secs(300),
-        tcp_idle_timeout: Duration::from_secs(24 * 3600),
-        udp_idle_timeout: (Duration::from_secs(30), Duration::from_secs(120)),
-        attempts: 3,
-        header_bytes: 64 << 10,
-        headers: 100,
-        connections: 1024,
-        flows: 1024,
-        trusted_proxies: vec![],
-        affinity_clients: 1024,
-        load_bound: LoadBound { percent: None },
-        drain_timeout: Duration::from_secs(30),
-    }
+    Limits { connections: 1024, load_bound: LoadBound { percent: None }, ..Limits::default() }
 }
 
 fn table(address: SocketAddr, protocol: AppProtocol, endpoint: SocketAddr) -> Arc<Table> {
-    let backend = Backend {
-        address: endpoint,
-        key: "".into(),
-        pod: "".into(),
-        node: "".into(),
-        zone: "".into(),
-        locality: Locality::Node,
-        weight: 1,
-        draining: false,
-    };
+    let backend = Backend { locality: Locality::Node, ..Backend::new(endpoint) };
     let target = Target {
-        service: NamespacedName::new("shop", "web"),
-        port_name: "".into(),
-        port: 80,
-        transport: Transport::Tcp,
-        family: Family::Ipv4,
         protocol,
-        tls: Terminate::No,
-        client_address: Default::default(),
         balance: Balance::LeastRequest,
-        affinity: None,
-        cluster: Candidates { backends: [Arc::new(backend)].into(), ..Candidates::default() },
-        local: Candidates::default(),
+        cluster: Candidates::new([Arc::new(backend)]),
         any_endpoint: true,
         serving: [endpoint].into(),
         external: true,
-        internal_local: false,
-        external_local: false,
-        local_overflow: false,
-        source_ranges: Box::default(),
-        own_sources: Box::default(),
+        ..Target::new(NamespacedName::new("shop", "web"), 80, Transport::Tcp, Family::Ipv4)
     };
     let mut table = Table::default();
     let frontend = Frontend { kind: FrontendKind::ClusterIp, target: Some(Arc::new(target)) };

@@ -20,7 +20,7 @@ use agent::{
         pick::{Load, pick},
         ring::Ring,
     },
-    table::{Backend, Balance, Candidates, HashKey, Locality, Table, certificate::TlsContext},
+    table::{Backend, Balance, Candidates, HashKey, Table, certificate::TlsContext},
 };
 use api::{
     delta::{Changed, Changes, version::Version},
@@ -42,21 +42,8 @@ fn port() -> NonZeroU16 {
 }
 
 fn candidates(count: u32) -> Candidates {
-    let backend = |index: u32| {
-        Arc::new(Backend {
-            address: SocketAddr::new(address(index), 80),
-            key: address(index).to_string().into(),
-            pod: "".into(),
-            node: "".into(),
-            zone: "".into(),
-            locality: Locality::Cluster,
-            weight: 1,
-            draining: false,
-        })
-    };
-    let backends: Box<[_]> = (0..count).map(backend).collect();
-    let ring = Some(Ring::new(backends.iter().map(|backend| (&*backend.key, 1))));
-    Candidates { backends, ring, ..Candidates::default() }
+    let backend = |index: u32| Arc::new(Backend::new(SocketAddr::new(address(index), 80)));
+    Candidates::new((0..count).map(backend)).with_ring()
 }
 
 fn ring(criterion: &mut Criterion) {

@@ -404,7 +404,7 @@ impl DataPlaneArgs {
                 upstream_user_timeout: upstream_user_timeout?,
                 response_timeout: response_timeout?,
                 tcp_idle_timeout: tcp_idle_timeout?,
-                udp_idle_timeout: (Duration::from_secs(30), Duration::from_secs(120)),
+                udp_idle_timeout: Limits::default().udp_idle_timeout,
                 attempts: attempts?,
                 header_bytes: header_bytes?,
                 headers: headers?,
@@ -500,6 +500,12 @@ mod tests {
         let config = parse(&[]).expect("the defaults are right");
         assert_eq!(*config.gateways.replicas.borrow(), ["http://127.0.0.1:18000"]);
         assert_eq!(config.gateways.access, Access::default());
+    }
+
+    #[test]
+    fn no_option_changes_the_limits() {
+        let config = parse(&["--workers=1"]).expect("the defaults are right");
+        assert_eq!(config.limits, Limits::default());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     net::SocketAddr,
+    num::NonZeroU32,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -39,7 +40,7 @@ const EJECTION: (Duration, Duration) = (Duration::from_secs(1), Duration::from_s
 const SWEEP: Duration = Duration::from_secs(1);
 
 /// Limits and trust of the data plane, the same for all workers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Time for the head of a request, and for a TLS handshake.
     pub header_timeout: Duration,
@@ -73,6 +74,31 @@ pub struct Limits {
     pub load_bound: LoadBound,
     /// How long draining may take.
     pub drain_timeout: Duration,
+}
+
+/// What holds for a single worker when no option says otherwise.
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            header_timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(600),
+            connect_timeout: Duration::from_secs(2),
+            upstream_user_timeout: Duration::from_secs(20),
+            response_timeout: Duration::from_secs(300),
+            tcp_idle_timeout: Duration::from_secs(24 * 3600),
+            // As conntrack has them.
+            udp_idle_timeout: (Duration::from_secs(30), Duration::from_secs(120)),
+            attempts: 3,
+            header_bytes: 64 << 10,
+            headers: 100,
+            connections: 65_536,
+            flows: 16_384,
+            trusted_proxies: Vec::new(),
+            affinity_clients: 65_536,
+            load_bound: LoadBound { percent: NonZeroU32::new(125) },
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
 }
 
 /// One worker's own state.

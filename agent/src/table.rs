@@ -353,9 +353,38 @@ impl Locality {
     }
 }
 
+// === impl Backend ===
+
+impl Backend {
+    /// An endpoint of which no more is known than its address, by which the ring knows it too.
+    pub fn new(address: SocketAddr) -> Self {
+        Self {
+            address,
+            key: address.to_string().into(),
+            pod: Box::default(),
+            node: Box::default(),
+            zone: Box::default(),
+            locality: Locality::Cluster,
+            weight: 1,
+            draining: false,
+        }
+    }
+}
+
 // === impl Candidates ===
 
 impl Candidates {
+    /// These endpoints, in the order of their addresses.
+    pub fn new(backends: impl IntoIterator<Item = Arc<Backend>>) -> Self {
+        Self { backends: backends.into_iter().collect(), ..Self::default() }
+    }
+
+    /// Adds the ring, for those who hash.
+    pub fn with_ring(mut self) -> Self {
+        self.ring = Some(Ring::new(self.backends.iter().map(|backend| (&*backend.key, backend.weight))));
+        self
+    }
+
     /// Adds the tags by which affinity finds endpoints again.
     pub fn with_tags(mut self) -> Self {
         let tags = self.backends.iter().zip(0..).map(|(backend, place)| (Tag::of(backend.address), place));
@@ -375,6 +404,32 @@ impl Candidates {
 // === impl Target ===
 
 impl Target {
+    /// A port as its Service makes it by saying nothing more: opaque, only inside the cluster, without endpoints.
+    pub fn new(service: NamespacedName, port: u16, transport: Transport, family: Family) -> Self {
+        Self {
+            service,
+            port_name: Box::default(),
+            port,
+            transport,
+            family,
+            protocol: AppProtocol::Opaque,
+            tls: Terminate::No,
+            balance: Balance::Random,
+            affinity: None,
+            client_address: ClientAddress::default(),
+            cluster: Candidates::default(),
+            local: Candidates::default(),
+            any_endpoint: false,
+            serving: Box::default(),
+            external: false,
+            internal_local: false,
+            external_local: false,
+            local_overflow: false,
+            source_ranges: Box::default(),
+            own_sources: Box::default(),
+        }
+    }
+
     /// Whether the endpoints for policy Cluster are used by anybody (S2.9).
     pub fn uses_cluster(&self) -> bool {
         !self.internal_local || self.external || self.local_overflow
@@ -392,26 +447,17 @@ impl Target {
             return self.clone();
         }
         Arc::new(Self {
-            service: self.service.clone(),
             port_name: self.port_name.clone(),
-            port: self.port,
-            transport: self.transport,
-            family: self.family,
             protocol: self.protocol,
-            tls: Terminate::No,
             balance: self.balance.clone(),
             affinity: self.affinity,
             client_address: self.client_address,
-            cluster: Candidates::default(),
-            local: Candidates::default(),
             any_endpoint: self.any_endpoint,
-            serving: Box::default(),
             external: self.external,
             internal_local: self.internal_local,
             external_local: self.external_local,
             local_overflow: self.local_overflow,
-            source_ranges: Box::default(),
-            own_sources: Box::default(),
+            ..Self::new(self.service.clone(), self.port, self.transport, self.family)
         })
     }
 

@@ -111,27 +111,14 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
-    use crate::{
-        balance::ring::Ring,
-        table::{HashKey, Locality},
-    };
+    use crate::table::HashKey;
 
     fn candidates(count: u8) -> Candidates {
         let backend = |last: u8| {
-            Arc::new(Backend {
-                address: SocketAddr::from(([10, 0, 0, last], 80)),
-                key: format!("10.0.0.{last}").into(),
-                pod: "".into(),
-                node: "".into(),
-                zone: "".into(),
-                locality: Locality::Cluster,
-                weight: 1,
-                draining: false,
-            })
+            let address = SocketAddr::from(([10, 0, 0, last], 80));
+            Arc::new(Backend { key: address.ip().to_string().into(), ..Backend::new(address) })
         };
-        let backends: Box<[_]> = (1..=count).map(backend).collect();
-        let ring = Some(Ring::new(backends.iter().map(|backend| (&*backend.key, backend.weight))));
-        Candidates { backends, ring, ..Candidates::default() }
+        Candidates::new((1..=count).map(backend)).with_ring()
     }
 
     fn all() -> [Balance; 4] {

@@ -103,30 +103,12 @@ mod tests {
     };
 
     use super::*;
-    use crate::table::{Balance, Candidates, Family, Terminate};
+    use crate::table::Family;
 
     fn port(service: &str, namespace: &str, port: u16, protocol: AppProtocol) -> Arc<Target> {
         Arc::new(Target {
-            service: NamespacedName::new(namespace, service),
-            port_name: "".into(),
-            port,
-            transport: Transport::Tcp,
-            family: Family::Ipv4,
             protocol,
-            tls: Terminate::No,
-            client_address: Default::default(),
-            balance: Balance::Random,
-            affinity: None,
-            cluster: Candidates::default(),
-            local: Candidates::default(),
-            any_endpoint: false,
-            serving: Box::default(),
-            external: false,
-            internal_local: false,
-            external_local: false,
-            local_overflow: false,
-            source_ranges: Box::default(),
-            own_sources: Box::default(),
+            ..Target::new(NamespacedName::new(namespace, service), port, Transport::Tcp, Family::Ipv4)
         })
     }
 

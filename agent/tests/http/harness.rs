@@ -12,7 +12,7 @@ use std::{
 };
 
 use agent::{
-    balance::{pick::LoadBound, pin::Pins, ring::Ring},
+    balance::{pick::LoadBound, pin::Pins},
     listen::http::{self, HttpRoute},
     local::{Limits, Local},
     report::{
@@ -20,9 +20,7 @@ use agent::{
         record::{ClientSource, Downstream, Record, Reporter, RequestRecord, Shard},
         trace::{Sampling, TraceState},
     },
-    table::{
-        Backend, Balance, Candidates, Destination, Family, Frontend, FrontendKind, Locality, Table, Target, Terminate,
-    },
+    table::{Backend, Balance, Candidates, Destination, Family, Frontend, FrontendKind, Table, Target},
 };
 use api::resource::{
     name::NamespacedName,
@@ -47,62 +45,25 @@ pub fn run(test: impl Future<Output = ()>) {
 
 pub fn limits() -> Limits {
     Limits {
-        header_timeout: Duration::from_secs(15),
-        idle_timeout: Duration::from_secs(600),
-        connect_timeout: Duration::from_secs(2),
-        upstream_user_timeout: Duration::from_secs(20),
-        response_timeout: Duration::from_secs(300),
-        tcp_idle_timeout: Duration::from_secs(24 * 3600),
-        udp_idle_timeout: (Duration::from_secs(30), Duration::from_secs(120)),
-        attempts: 3,
         header_bytes: 16 << 10,
         headers: 50,
         connections: 1024,
-        flows: 1024,
-        trusted_proxies: vec![],
-        affinity_clients: 1024,
         load_bound: LoadBound { percent: None },
-        drain_timeout: Duration::from_secs(30),
+        ..Limits::default()
     }
 }
 
 /// A port of `protocol` that is served by `endpoints` in turn.
 pub fn target(protocol: AppProtocol, endpoints: &[SocketAddr]) -> Target {
-    let backend = |address: &SocketAddr| {
-        Arc::new(Backend {
-            address: *address,
-            key: address.to_string().into(),
-            pod: "".into(),
-            node: "".into(),
-            zone: "".into(),
-            locality: Locality::Cluster,
-            weight: 1,
-            draining: false,
-        })
-    };
-    let backends: Box<[Arc<Backend>]> = endpoints.iter().map(backend).collect();
-    let ring = Ring::new(backends.iter().map(|backend| (&*backend.key, backend.weight)));
+    let backend = |address: &SocketAddr| Arc::new(Backend::new(*address));
     Target {
-        service: NamespacedName::new("shop", "web"),
-        port_name: "".into(),
-        port: 80,
-        transport: Transport::Tcp,
-        family: Family::Ipv4,
         protocol,
-        tls: Terminate::No,
-        client_address: Default::default(),
         balance: Balance::RoundRobin,
-        affinity: None,
-        any_endpoint: !backends.is_empty(),
-        cluster: Candidates { backends, ring: Some(ring), ..Candidates::default() },
-        local: Candidates::default(),
+        any_endpoint: !endpoints.is_empty(),
+        cluster: Candidates::new(endpoints.iter().map(backend)).with_ring(),
         serving: endpoints.into(),
         external: true,
-        internal_local: false,
-        external_local: false,
-        local_overflow: false,
-        source_ranges: Box::default(),
-        own_sources: Box::default(),
+        ..Target::new(NamespacedName::new("shop", "web"), 80, Transport::Tcp, Family::Ipv4)
     }
 }
 

@@ -12,21 +12,16 @@ use std::{
 };
 
 use agent::{
-    balance::{pick::LoadBound, pin::Pins, ring::Ring},
+    balance::{pick::LoadBound, pin::Pins},
     listen,
     local::{Limits, Local},
     report::{
         record::{ConnectionRecord, Record, Reporter, Shard},
         trace::{Sampling, TraceState},
     },
-    table::{
-        Backend, Balance, Candidates, Destination, Family, Frontend, FrontendKind, Locality, Table, Target, Terminate,
-    },
+    table::{Backend, Balance, Candidates, Destination, Family, Frontend, FrontendKind, Table, Target},
 };
-use api::resource::{
-    name::NamespacedName,
-    service::{AppProtocol, Transport},
-};
+use api::resource::{name::NamespacedName, service::Transport};
 use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
     sync::oneshot,
@@ -61,24 +56,7 @@ pub fn run_paused(test: impl Future<Output = ()>) {
 }
 
 pub fn limits() -> Limits {
-    Limits {
-        header_timeout: Duration::from_secs(15),
-        idle_timeout: Duration::from_secs(600),
-        connect_timeout: Duration::from_secs(2),
-        upstream_user_timeout: Duration::from_secs(20),
-        response_timeout: Duration::from_secs(300),
-        tcp_idle_timeout: Duration::from_secs(24 * 3600),
-        udp_idle_timeout: (Duration::from_secs(30), Duration::from_secs(120)),
-        attempts: 3,
-        header_bytes: 64 << 10,
-        headers: 100,
-        connections: 1024,
-        flows: 1024,
-        trusted_proxies: vec![],
-        affinity_clients: 1024,
-        load_bound: LoadBound { percent: None },
-        drain_timeout: Duration::from_secs(30),
-    }
+    Limits { connections: 1024, flows: 1024, load_bound: LoadBound { percent: None }, ..Limits::default() }
 }
 
 /// An opaque port whose connections go to `backends` in turn.
@@ -86,45 +64,18 @@ pub fn target(transport: Transport, backends: &[SocketAddr]) -> Target {
     let mut serving: Vec<SocketAddr> = backends.to_vec();
     serving.sort_unstable();
     Target {
-        service: NamespacedName::new("default", "web"),
-        port_name: "".into(),
-        port: 80,
-        transport,
-        family: Family::Ipv4,
-        protocol: AppProtocol::Opaque,
-        tls: Terminate::No,
-        client_address: Default::default(),
         balance: Balance::RoundRobin,
-        affinity: None,
         cluster: candidates(backends),
-        local: Candidates::default(),
         any_endpoint: true,
         serving: serving.into(),
         external: true,
-        internal_local: false,
-        external_local: false,
-        local_overflow: false,
-        source_ranges: Box::default(),
-        own_sources: Box::default(),
+        ..Target::new(NamespacedName::new("default", "web"), 80, transport, Family::Ipv4)
     }
 }
 
 pub fn candidates(backends: &[SocketAddr]) -> Candidates {
-    let backend = |address: &SocketAddr| {
-        Arc::new(Backend {
-            address: *address,
-            key: address.to_string().into(),
-            pod: "".into(),
-            node: "".into(),
-            zone: "".into(),
-            locality: Locality::Cluster,
-            weight: 1,
-            draining: false,
-        })
-    };
-    let backends: Box<[Arc<Backend>]> = backends.iter().map(backend).collect();
-    let ring = Ring::new(backends.iter().map(|backend| (&*backend.key, backend.weight)));
-    Candidates { backends, ring: Some(ring), ..Candidates::default() }
+    let backend = |address: &SocketAddr| Arc::new(Backend::new(*address));
+    Candidates::new(backends.iter().map(backend)).with_ring()
 }
 
 pub fn table(destination: SocketAddr, target: Target) -> Arc<Table> {

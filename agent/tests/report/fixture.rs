@@ -14,7 +14,7 @@ use agent::{
         trace::SpanContext,
         via::Via,
     },
-    table::{Backend, Balance, Candidates, Family, FrontendKind, HashKey, Locality, Target, Terminate},
+    table::{Backend, Balance, Family, FrontendKind, HashKey, Locality, Target},
 };
 use api::resource::{
     name::NamespacedName,
@@ -46,26 +46,12 @@ pub fn address(text: &str) -> SocketAddr {
 
 pub fn target(name: &str, balance: Balance) -> Arc<Target> {
     Arc::new(Target {
-        service: NamespacedName::new("shop", name),
         port_name: "http".into(),
-        port: 80,
-        transport: Transport::Tcp,
-        family: Family::Ipv4,
         protocol: AppProtocol::Http,
-        tls: Terminate::No,
-        client_address: Default::default(),
         balance,
-        affinity: None,
-        cluster: Candidates::default(),
-        local: Candidates::default(),
         any_endpoint: true,
-        serving: Box::default(),
         external: true,
-        internal_local: false,
-        external_local: false,
-        local_overflow: false,
-        source_ranges: Box::default(),
-        own_sources: Box::default(),
+        ..Target::new(NamespacedName::new("shop", name), 80, Transport::Tcp, Family::Ipv4)
     })
 }
 
@@ -85,14 +71,11 @@ pub fn downstream(kind: FrontendKind) -> Arc<Downstream> {
 pub fn attempt(number: u8, started: Instant, outcome: Outcome) -> Attempt {
     let reached = !outcome.is_before_send();
     let backend = Backend {
-        address: address(&format!("10.1.0.{number}:8080")),
         key: format!("web-{number}").into(),
         pod: format!("web-{number}").into(),
         node: "worker-1".into(),
-        zone: "".into(),
         locality: Locality::Node,
-        weight: 1,
-        draining: false,
+        ..Backend::new(address(&format!("10.1.0.{number}:8080")))
     };
     Attempt {
         backend: Arc::new(backend),

@@ -29,14 +29,13 @@ use agent::{
     },
     table::{
         Backend, Balance, Candidates, Destination, Family, Frontend, FrontendKind, Locality, Location, Table, Target,
-        Terminate,
         hop::{Exit, ExitKey, Hop},
     },
 };
 use api::resource::{
     hop_keys::{HopKey, HopKeys},
     name::NamespacedName,
-    service::{AppProtocol, ClientAddress, Transport},
+    service::{ClientAddress, Transport},
 };
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream, UdpSocket},
@@ -73,20 +72,13 @@ fn limits() -> Limits {
     Limits {
         header_timeout: Duration::from_secs(5),
         idle_timeout: LIMIT,
-        connect_timeout: Duration::from_secs(2),
         upstream_user_timeout: LIMIT,
         response_timeout: LIMIT,
         tcp_idle_timeout: LIMIT,
         udp_idle_timeout: (LIMIT, LIMIT),
-        attempts: 3,
-        header_bytes: 64 << 10,
-        headers: 100,
-        connections: 1024,
-        flows: 1024,
-        trusted_proxies: vec![],
-        affinity_clients: 1024,
         load_bound: LoadBound { percent: None },
         drain_timeout: LIMIT,
+        ..Limits::default()
     }
 }
 
@@ -95,43 +87,21 @@ fn keys(byte: u8) -> Arc<Keys> {
 }
 
 fn backend(address: SocketAddr, locality: Locality) -> Arc<Backend> {
-    Arc::new(Backend {
-        address,
-        key: address.to_string().into(),
-        pod: "pod".into(),
-        node: "exit".into(),
-        zone: "".into(),
-        locality,
-        weight: 1,
-        draining: false,
-    })
+    Arc::new(Backend { pod: "pod".into(), node: "exit".into(), locality, ..Backend::new(address) })
 }
 
 fn target(transport: Transport, backends: &[SocketAddr]) -> Target {
     let mut serving: Vec<SocketAddr> = backends.to_vec();
     serving.sort_unstable();
-    let backends = backends.iter().map(|address| backend(*address, Locality::Cluster)).collect();
+    let backends = backends.iter().map(|address| backend(*address, Locality::Cluster));
     Target {
-        service: NamespacedName::new("default", "web"),
-        port_name: "".into(),
-        port: 80,
-        transport,
-        family: Family::Ipv4,
-        protocol: AppProtocol::Opaque,
-        tls: Terminate::No,
         client_address: ClientAddress::Keep,
         balance: Balance::RoundRobin,
-        affinity: None,
-        cluster: Candidates { backends, ..Candidates::default() },
-        local: Candidates::default(),
+        cluster: Candidates::new(backends),
         any_endpoint: true,
         serving: serving.into(),
         external: true,
-        internal_local: false,
-        external_local: false,
-        local_overflow: false,
-        source_ranges: Box::default(),
-        own_sources: Box::default(),
+        ..Target::new(NamespacedName::new("default", "web"), 80, transport, Family::Ipv4)
     }
 }
 

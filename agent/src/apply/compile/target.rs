@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    balance::{eligible, ring::Ring},
+    balance::eligible,
     table::{
         Affinity, Backend, Balance, Candidates, Family, HashKey, Locality, Location, Target, Terminate, hop::Exit,
     },
@@ -36,18 +36,12 @@ pub(super) fn of<'a>(
     let external_ip = service.external_ips.iter().any(|address| of_family(&address));
     let source_ranges = service.source_ranges.iter().copied().filter(|range| Family::of(range.addr()) == family);
     let mut target = Target {
-        service: service.name.clone(),
         port_name: port.name.as_str().into(),
-        port: port.port.get(),
-        transport: port.transport,
-        family,
         protocol: port.protocol,
         tls,
         balance: balance(service, port),
         affinity: affinity(service, port),
         client_address: service.client_address,
-        cluster: Candidates::default(),
-        local: Candidates::default(),
         any_endpoint: eligible::any(&endpoints),
         serving: serving(&endpoints, port),
         external: port.node_port.is_some() || !load_balancer_ips.is_empty() || external_ip,
@@ -55,7 +49,7 @@ pub(super) fn of<'a>(
         external_local: service.external_policy == TrafficPolicy::Local,
         local_overflow: service.local_overflow,
         source_ranges: source_ranges.collect(),
-        own_sources: Box::default(),
+        ..Target::new(service.name.clone(), port.port.get(), port.transport, family)
     };
     // S7.4. Without an address of its own the node is not known to be among those admitted.
     let admitted = |primary: &IpAddr| admits(&target.source_ranges, *primary);
@@ -120,10 +114,10 @@ fn candidates(chosen: &[&Endpoint], port: &ServicePort, target: &Target, here: &
             backends.entry(address).or_insert_with(backend);
         }
     }
-    let backends: Box<[Arc<Backend>]> = backends.into_values().collect();
-    let hashed = matches!(target.balance, Balance::Hash(_)) && backends.len() > 1;
-    let ring = hashed.then(|| Ring::new(backends.iter().map(|backend| (&*backend.key, backend.weight))));
-    let candidates = Candidates { backends, ring, ..Candidates::default() };
+    let mut candidates = Candidates::new(backends.into_values());
+    if matches!(target.balance, Balance::Hash(_)) && candidates.backends.len() > 1 {
+        candidates = candidates.with_ring();
+    }
     if target.affinity.is_some() { candidates.with_tags() } else { candidates }
 }
 

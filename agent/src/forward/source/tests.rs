@@ -10,7 +10,7 @@ use api::resource::{
 use super::*;
 use crate::{
     hop::{State, seal::Keys},
-    table::{Balance, Candidates, Family, Location, Map, Terminate, hop::Hop},
+    table::{Family, Location, Map, hop::Hop},
 };
 
 fn table() -> Table {
@@ -34,40 +34,17 @@ fn table() -> Table {
 
 fn target(client_address: ClientAddress, protocol: AppProtocol, external_local: bool) -> Target {
     Target {
-        service: NamespacedName::new("default", "web"),
-        port_name: "".into(),
-        port: 80,
-        transport: Transport::Tcp,
-        family: Family::Ipv4,
         protocol,
-        tls: Terminate::No,
-        balance: Balance::Random,
-        affinity: None,
         client_address,
-        cluster: Candidates::default(),
-        local: Candidates::default(),
         any_endpoint: true,
-        serving: Box::default(),
         external: true,
-        internal_local: false,
         external_local,
-        local_overflow: false,
-        source_ranges: Box::default(),
-        own_sources: Box::default(),
+        ..Target::new(NamespacedName::new("default", "web"), 80, Transport::Tcp, Family::Ipv4)
     }
 }
 
 fn backend(address: &str, locality: Locality) -> Backend {
-    Backend {
-        address: address.parse().expect("an address"),
-        key: "".into(),
-        pod: "".into(),
-        node: "".into(),
-        zone: "".into(),
-        locality,
-        weight: 1,
-        draining: false,
-    }
+    Backend { locality, ..Backend::new(address.parse().expect("an address")) }
 }
 
 fn check(kind: FrontendKind, target: &Target, client: &str, backend: &Backend, kept: bool) {

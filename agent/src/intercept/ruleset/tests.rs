@@ -6,50 +6,24 @@ use api::resource::{
 };
 
 use super::*;
-use crate::table::{Backend, Balance, Candidates, Family, Frontend, Locality, Location, Terminate};
+use crate::table::{Backend, Candidates, Family, Frontend, Location};
 
 const CLIENT_ADDRESS: &str = "10.97.0.1:80";
 
 /// A port with `cluster` endpoints, of which `local` are on this node.
 fn target(cluster: u8, local: u8) -> Target {
     Target {
-        service: NamespacedName::new("default", "web"),
-        port_name: "".into(),
-        port: 80,
-        transport: Transport::Tcp,
-        family: Family::Ipv4,
-        protocol: AppProtocol::Opaque,
-        tls: Terminate::No,
-        balance: Balance::Random,
-        affinity: None,
-        client_address: Default::default(),
         cluster: candidates(cluster),
         local: candidates(local),
         any_endpoint: cluster > 0,
-        serving: Box::default(),
         external: true,
-        internal_local: false,
-        external_local: false,
-        local_overflow: false,
-        source_ranges: Box::default(),
-        own_sources: Box::default(),
+        ..Target::new(NamespacedName::new("default", "web"), 80, Transport::Tcp, Family::Ipv4)
     }
 }
 
 fn candidates(count: u8) -> Candidates {
-    let backend = |last| {
-        Arc::new(Backend {
-            address: SocketAddr::from(([10, 1, 0, last], 8080)),
-            key: "".into(),
-            pod: "".into(),
-            node: "".into(),
-            zone: "".into(),
-            locality: Locality::Cluster,
-            weight: 1,
-            draining: false,
-        })
-    };
-    Candidates { backends: (1..=count).map(backend).collect(), ..Candidates::default() }
+    let backend = |last| Arc::new(Backend::new(SocketAddr::from(([10, 1, 0, last], 8080))));
+    Candidates::new((1..=count).map(backend))
 }
 
 fn location() -> Location {
