@@ -3,22 +3,23 @@
 
 use std::time::{Duration, SystemTime};
 
-use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client, api::PostParams};
-use runtime::backoff::Backoff;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{error::Elapsed, timeout},
+};
 
 use super::{
     Known,
     held::{self, Held, Step, plan},
 };
-use crate::owned::{changes, is_conflict, is_ours, metadata};
+use crate::owned::{Looked, Turns, is_conflict, is_ours, metadata};
 
 /// The Secret, which none but gateways need to read. Who deletes it has all keys made anew at once.
 pub const SECRET: &str = "portico-hop-keys";
 
-/// The Secret is looked at this often, whatever the plan says: clocks jump.
+/// The Secret is looked at this often, whatever the plan says.
 const AT_LEAST: Duration = Duration::from_secs(300);
 
 /// How long a look may take, with the write that follows. The first state for agents waits for the first look.
@@ -37,17 +38,9 @@ enum Error {
     #[error("the Secret {SECRET} was not made by a gateway, and is left alone; delete it or give it another name")]
     Foreign,
     #[error("the API server did not answer within {LIMIT:?}")]
-    Silent,
+    Silent(#[from] Elapsed),
     #[error("the system has no random numbers")]
     Random(#[from] aws_lc_rs::error::Unspecified),
-}
-
-/// How a look at the Secret ended.
-enum Looked {
-    /// Another gateway wrote first, or we did: look again.
-    Again,
-    /// Nothing to do before this time.
-    Until(SystemTime),
 }
 
 // === impl Keeper ===
@@ -60,33 +53,21 @@ impl Keeper {
 
     /// Publishes the keys in force into `known`, and keeps the Secret, without end.
     pub async fn run(self, known: watch::Sender<Known>) {
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30), Duration::from_secs(60));
-        let mut changes = std::pin::pin!(changes(self.secrets.clone(), SECRET));
+        let mut turns = Turns::new(self.secrets.clone(), SECRET, AT_LEAST);
         loop {
-            let looked = timeout(LIMIT, self.look(SystemTime::now(), &known)).await;
-            let wait = match looked.unwrap_or(Err(Error::Silent)) {
-                Ok(Looked::Again) => continue,
-                Ok(Looked::Until(time)) => {
-                    backoff.healthy();
-                    time.duration_since(SystemTime::now()).unwrap_or_default().min(AT_LEAST)
-                }
-                Err(error) => {
-                    let wait = backoff.next();
-                    tracing::warn!(%error, ?wait, "cannot keep the keys of the hop between agents; trying again");
-                    known.send_if_modified(|known| {
-                        let is_first = *known == Known::Unread;
-                        if is_first {
-                            *known = Known::Unavailable;
-                        }
-                        is_first
-                    });
-                    wait
-                }
-            };
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                Some(()) = changes.next() => {}
+            let looked = timeout(LIMIT, self.look(SystemTime::now(), &known)).await.map_err(Error::from).flatten();
+            let wait = turns.due(looked.as_ref().ok().copied());
+            if let Err(error) = looked {
+                tracing::warn!(%error, ?wait, "cannot keep the keys of the hop between agents; trying again");
+                known.send_if_modified(|known| {
+                    let is_first = *known == Known::Unread;
+                    if is_first {
+                        *known = Known::Unavailable;
+                    }
+                    is_first
+                });
             }
+            turns.next(wait).await;
         }
     }
 

@@ -6,11 +6,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{Api, Client, api::PostParams};
-use runtime::backoff::Backoff;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{error::Elapsed, timeout},
+};
 
 use super::{
     Material, authority,
@@ -18,7 +19,7 @@ use super::{
     plan::{Step, plan, take},
     publish,
 };
-use crate::owned::{changes, is_conflict, is_ours, metadata};
+use crate::owned::{Looked, Turns, is_conflict, is_ours, metadata};
 
 /// The Secret with certificates and keys, which none but gateways need to read.
 pub const SECRET: &str = "portico-gateway-tls";
@@ -29,10 +30,10 @@ pub const CONFIG_MAP: &str = "portico-gateway-ca";
 /// The key of the ConfigMap.
 const BUNDLE: &str = "ca.crt";
 
-/// Everything is looked at this often, whatever the plan says: clocks jump, and ConfigMaps get deleted.
+/// Both objects are looked at this often, whatever the plan says.
 const AT_LEAST: Duration = Duration::from_secs(60);
 
-/// How long a look at both objects may take, with the write that follows.
+/// How long that may take, with the write that follows.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Whose certificates they are.
@@ -81,18 +82,10 @@ pub enum Error {
     },
     /// The API server says nothing.
     #[error("the API server did not answer within {LIMIT:?}")]
-    Silent,
+    Silent(#[from] Elapsed),
     /// Certificates cannot be made.
     #[error(transparent)]
     Make(#[from] authority::Error),
-}
-
-/// How a look at the objects ended.
-enum Looked {
-    /// Another gateway wrote first, or we did: look again.
-    Again,
-    /// Nothing to do before this time.
-    Until(SystemTime),
 }
 
 // === impl Names ===
@@ -119,26 +112,14 @@ impl Keeper {
 
     /// Publishes the certificate in force into `current`, and keeps the objects, without end.
     pub async fn run(self, current: watch::Sender<Option<Material>>) {
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30), Duration::from_secs(60));
-        let mut changes = std::pin::pin!(changes(self.secrets.clone(), SECRET));
+        let mut turns = Turns::new(self.secrets.clone(), SECRET, AT_LEAST);
         loop {
-            let looked = timeout(LIMIT, self.look(SystemTime::now(), &current)).await;
-            let wait = match looked.unwrap_or(Err(Error::Silent)) {
-                Ok(Looked::Again) => continue,
-                Ok(Looked::Until(time)) => {
-                    backoff.healthy();
-                    time.duration_since(SystemTime::now()).unwrap_or_default().min(AT_LEAST)
-                }
-                Err(error) => {
-                    let wait = backoff.next();
-                    tracing::warn!(%error, ?wait, "cannot keep the certificates of the discovery port; trying again");
-                    wait
-                }
-            };
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                Some(()) = changes.next() => {}
+            let looked = timeout(LIMIT, self.look(SystemTime::now(), &current)).await.map_err(Error::from).flatten();
+            let wait = turns.due(looked.as_ref().ok().copied());
+            if let Err(error) = looked {
+                tracing::warn!(%error, ?wait, "cannot keep the certificates of the discovery port; trying again");
             }
+            turns.next(wait).await;
         }
     }
 
