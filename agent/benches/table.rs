@@ -6,7 +6,7 @@ use std::{
     cell::Cell,
     hint::black_box,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    num::{NonZeroU16, NonZeroU32},
+    num::NonZeroU16,
     sync::Arc,
 };
 
@@ -28,7 +28,7 @@ use api::{
         Resource,
         endpoint::{Endpoint, EndpointPort},
         name::NamespacedName,
-        service::{AppProtocol, ClientAddress, Service, ServicePort, ServiceType, TrafficPolicy, Transport},
+        service::{AppProtocol, Service, ServicePort, ServiceType, Transport},
     },
 };
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
@@ -74,12 +74,7 @@ fn ring(criterion: &mut Criterion) {
 
 fn service(index: u32) -> Service {
     Service {
-        name: NamespacedName::new("default", format!("service-{index}")),
-        kind: ServiceType::ClusterIp,
         cluster_ips: vec![Ipv4Addr::from(0x7f60_0000 + index).into()],
-        external_ips: vec![],
-        load_balancer_ips: vec![],
-        source_ranges: vec![],
         ports: vec![ServicePort {
             name: String::new(),
             transport: Transport::Tcp,
@@ -88,37 +83,17 @@ fn service(index: u32) -> Service {
             protocol: AppProtocol::Http,
             terminate_tls: false,
         }],
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        affinity: None,
-        balancing: None,
-        tls_secret: None,
-        health_check_node_port: None,
-        external_name: String::new(),
-        client_address: ClientAddress::Auto,
-        local_overflow: false,
-        load_balancer_class: String::new(),
+        ..Service::new(NamespacedName::new("default", format!("service-{index}")), ServiceType::ClusterIp)
     }
 }
 
 fn endpoint(service: u32, index: u32, ready: bool) -> Endpoint {
     let address = address(service * 256 + index);
     Endpoint {
-        service: NamespacedName::new("default", format!("service-{service}")),
-        address,
         ports: vec![EndpointPort { name: String::new(), transport: Transport::Tcp, port: port() }],
         ready,
         serving: ready,
-        terminating: false,
-        node: String::new(),
-        zone: String::new(),
-        hint_zones: vec![],
-        hint_nodes: vec![],
-        hash_key: address.to_string(),
-        weight: NonZeroU32::MIN,
-        pod: String::new(),
-        hostname: String::new(),
-        split: String::new(),
+        ..Endpoint::new(NamespacedName::new("default", format!("service-{service}")), address)
     }
 }
 

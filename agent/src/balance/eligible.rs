@@ -57,7 +57,7 @@ fn hinted<'a>(ready: &[&'a Endpoint], here: &Location) -> Option<Vec<&'a Endpoin
 
 #[cfg(test)]
 mod tests {
-    use std::num::{NonZeroU16, NonZeroU32};
+    use std::num::NonZeroU16;
 
     use api::resource::{endpoint::EndpointPort, name::NamespacedName, service::Transport};
 
@@ -70,8 +70,6 @@ mod tests {
         let words: Vec<&str> = words.collect();
         let with = |prefix: char| words.iter().filter_map(move |word| word.strip_prefix(prefix)).map(str::to_owned);
         Endpoint {
-            service: NamespacedName::new("default", "web"),
-            address: [10, 0, 0, last].into(),
             ports: vec![EndpointPort {
                 name: String::new(),
                 transport: Transport::Tcp,
@@ -81,14 +79,9 @@ mod tests {
             serving: words.contains(&"ready") || words.contains(&"draining"),
             terminating: words.contains(&"draining") || words.contains(&"dead"),
             node: with('@').next().unwrap_or_default(),
-            zone: String::new(),
             hint_zones: with('z').collect(),
             hint_nodes: with('n').collect(),
-            hash_key: format!("10.0.0.{last}"),
-            weight: NonZeroU32::MIN,
-            pod: String::new(),
-            hostname: String::new(),
-            split: String::new(),
+            ..Endpoint::new(NamespacedName::new("default", "web"), [10, 0, 0, last].into())
         }
     }
 

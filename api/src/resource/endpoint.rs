@@ -61,6 +61,28 @@ pub struct EndpointPort {
 // === impl Endpoint ===
 
 impl Endpoint {
+    /// A ready endpoint without ports, of which no more is known than where it is. Its place on the ring is that of its
+    /// address.
+    pub fn new(service: NamespacedName, address: IpAddr) -> Self {
+        Self {
+            service,
+            address,
+            ports: Vec::new(),
+            ready: true,
+            serving: true,
+            terminating: false,
+            node: String::new(),
+            zone: String::new(),
+            hint_zones: Vec::new(),
+            hint_nodes: Vec::new(),
+            hash_key: address.to_string(),
+            weight: NonZeroU32::MIN,
+            pod: String::new(),
+            hostname: String::new(),
+            split: String::new(),
+        }
+    }
+
     /// `namespace/service/family/address`, with `/split` appended when the address stands for several endpoints.
     pub fn resource_name(&self) -> String {
         let family = if self.address.is_ipv4() { "ipv4" } else { "ipv6" };

@@ -232,6 +232,31 @@ impl Balancing {
 
 // === impl Service ===
 
+impl Service {
+    /// A Service without ports and addresses, and everything else as the API server fills it in (S2.10).
+    pub fn new(name: NamespacedName, kind: ServiceType) -> Self {
+        Self {
+            name,
+            kind,
+            cluster_ips: Vec::new(),
+            external_ips: Vec::new(),
+            load_balancer_ips: Vec::new(),
+            source_ranges: Vec::new(),
+            ports: Vec::new(),
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
+            affinity: None,
+            balancing: None,
+            tls_secret: None,
+            health_check_node_port: None,
+            external_name: String::new(),
+            client_address: ClientAddress::Auto,
+            local_overflow: false,
+            load_balancer_class: String::new(),
+        }
+    }
+}
+
 impl TryFrom<wire::Service> for Service {
     type Error = Invalid;
 

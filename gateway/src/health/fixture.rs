@@ -1,6 +1,6 @@
 //! What tests put in: objects as resources, reports, and points in time.
 
-use std::{net::IpAddr, num::NonZeroU16, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{net::IpAddr, num::NonZeroU16, sync::Arc, time::Duration};
 
 use api::{
     proto::node::{NodeServingState, NodeStatus, ReportNodeStatusRequest, ServiceFault},
@@ -9,7 +9,7 @@ use api::{
         endpoint::{Endpoint, EndpointPort},
         name::NamespacedName,
         node::Node,
-        service::{AppProtocol, ClientAddress, Service, ServicePort, ServiceType, TrafficPolicy, Transport},
+        service::{AppProtocol, Service, ServicePort, ServiceType, TrafficPolicy, Transport},
     },
 };
 
@@ -46,12 +46,6 @@ pub fn set(node: Node) -> Change {
 /// A NodePort Service `default/NAME`.
 pub fn service(name: &str, external_policy: TrafficPolicy) -> Service {
     Service {
-        name: NamespacedName::new("default", name),
-        kind: ServiceType::NodePort,
-        cluster_ips: vec![],
-        external_ips: vec![],
-        load_balancer_ips: vec![],
-        source_ranges: vec![],
         ports: vec![ServicePort {
             name: String::new(),
             transport: Transport::Tcp,
@@ -60,16 +54,8 @@ pub fn service(name: &str, external_policy: TrafficPolicy) -> Service {
             protocol: AppProtocol::Http,
             terminate_tls: false,
         }],
-        internal_policy: TrafficPolicy::Cluster,
         external_policy,
-        affinity: None,
-        balancing: None,
-        tls_secret: None,
-        health_check_node_port: None,
-        external_name: String::new(),
-        client_address: ClientAddress::Auto,
-        local_overflow: false,
-        load_balancer_class: String::new(),
+        ..Service::new(NamespacedName::new("default", name), ServiceType::NodePort)
     }
 }
 
@@ -81,25 +67,13 @@ pub fn serve(service: Service) -> Change {
 pub fn endpoint(service: &str, last: u8, node: &str) -> Endpoint {
     let address = IpAddr::from([10, 1, 0, last]);
     Endpoint {
-        service: NamespacedName::new("default", service),
-        address,
         ports: vec![EndpointPort {
             name: String::new(),
             transport: Transport::Tcp,
             port: NonZeroU16::new(8080).unwrap(),
         }],
-        ready: true,
-        serving: true,
-        terminating: false,
         node: node.to_owned(),
-        zone: String::new(),
-        hint_zones: vec![],
-        hint_nodes: vec![],
-        hash_key: address.to_string(),
-        weight: NonZeroU32::MIN,
-        pod: String::new(),
-        hostname: String::new(),
-        split: String::new(),
+        ..Endpoint::new(NamespacedName::new("default", service), address)
     }
 }
 

@@ -1,12 +1,6 @@
 //! EndpointSlices of one Service, joined and split into single endpoints, so that one Pod changes one small resource (S3).
 
-use std::{
-    cmp::Reverse,
-    collections::BTreeMap,
-    net::IpAddr,
-    num::{NonZeroU16, NonZeroU32},
-    sync::Arc,
-};
+use std::{cmp::Reverse, collections::BTreeMap, net::IpAddr, num::NonZeroU16, sync::Arc};
 
 use api::resource::{
     endpoint::{Endpoint, EndpointPort},
@@ -121,8 +115,6 @@ impl Facts {
         split: String,
     ) -> Endpoint {
         Endpoint {
-            service: service.clone(),
-            address,
             ports,
             ready: self.ready,
             serving: self.serving,
@@ -131,11 +123,10 @@ impl Facts {
             zone: self.zone,
             hint_zones: self.hint_zones,
             hint_nodes: self.hint_nodes,
-            hash_key: address.to_string(),
-            weight: NonZeroU32::MIN,
             pod: self.pod,
             hostname: self.hostname,
             split,
+            ..Endpoint::new(service.clone(), address)
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU16, time::Duration};
 
 use api::resource::{
     name::NamespacedName,
-    service::{AppProtocol, ClientAddress, Service, ServicePort, ServiceType, TrafficPolicy, Transport},
+    service::{AppProtocol, Service, ServicePort, ServiceType, TrafficPolicy, Transport},
 };
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{self, ServiceSpec};
@@ -87,18 +87,11 @@ pub fn derive_names(name: &NamespacedName, object: &v1::Service) -> Service {
     }
     // What DNS does not say is left out, so that its changes are none here.
     Service {
-        load_balancer_ips: vec![],
-        source_ranges: vec![],
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        affinity: None,
-        balancing: None,
-        tls_secret: None,
-        health_check_node_port: None,
-        client_address: ClientAddress::Auto,
-        local_overflow: false,
-        load_balancer_class: String::new(),
-        ..service
+        cluster_ips: service.cluster_ips,
+        external_ips: service.external_ips,
+        ports: service.ports,
+        external_name: service.external_name,
+        ..Service::new(service.name, service.kind)
     }
 }
 

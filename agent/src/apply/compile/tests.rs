@@ -9,7 +9,7 @@ use api::{
         endpoint::{Endpoint, EndpointPort},
         hop_keys::{HopKey, HopKeys},
         node::Node,
-        service::{Balancing, ClientAddress, TrafficPolicy},
+        service::{Balancing, TrafficPolicy},
     },
 };
 use proptest::prelude::*;
@@ -55,47 +55,21 @@ fn port(name: &str, number: u16, node_port: u16, protocol: AppProtocol) -> Servi
 
 fn service(name: &str, last: u8) -> Service {
     Service {
-        name: NamespacedName::new("default", name),
-        kind: ServiceType::NodePort,
         cluster_ips: vec![[127, 96, 0, last].into()],
-        external_ips: vec![],
-        load_balancer_ips: vec![],
-        source_ranges: vec![],
         ports: vec![port("http", 80, 30_000 + u16::from(last), AppProtocol::Http)],
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        affinity: None,
-        balancing: None,
-        tls_secret: None,
-        health_check_node_port: None,
-        external_name: String::new(),
-        client_address: ClientAddress::Auto,
-        local_overflow: false,
-        load_balancer_class: String::new(),
+        ..Service::new(NamespacedName::new("default", name), ServiceType::NodePort)
     }
 }
 
 fn endpoint(service: &str, last: u8, node: &str) -> Endpoint {
     Endpoint {
-        service: NamespacedName::new("default", service),
-        address: [127, 1, 0, last].into(),
         ports: vec![EndpointPort {
             name: "http".to_owned(),
             transport: Transport::Tcp,
             port: NonZeroU16::new(8080).expect("not zero"),
         }],
-        ready: true,
-        serving: true,
-        terminating: false,
         node: node.to_owned(),
-        zone: String::new(),
-        hint_zones: vec![],
-        hint_nodes: vec![],
-        hash_key: format!("127.1.0.{last}"),
-        weight: std::num::NonZeroU32::MIN,
-        pod: String::new(),
-        hostname: String::new(),
-        split: String::new(),
+        ..Endpoint::new(NamespacedName::new("default", service), [127, 1, 0, last].into())
     }
 }
 

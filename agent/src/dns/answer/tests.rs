@@ -5,19 +5,14 @@ use std::{collections::BTreeMap, num::NonZeroU16};
 use api::resource::{
     endpoint::{Endpoint, EndpointPort},
     name::NamespacedName,
-    service::{AppProtocol, ClientAddress, Service, ServicePort, ServiceType, TrafficPolicy, Transport},
+    service::{AppProtocol, Service, ServicePort, ServiceType, Transport},
 };
 
 use super::*;
 
 fn service(name: &str, kind: ServiceType, cluster_ips: &[&str], external_name: &str) -> Service {
     Service {
-        name: NamespacedName::new("prod", name),
-        kind,
         cluster_ips: cluster_ips.iter().map(|ip| ip.parse().expect("an address")).collect(),
-        external_ips: vec![],
-        load_balancer_ips: vec![],
-        source_ranges: vec![],
         ports: vec![ServicePort {
             name: "http".to_owned(),
             transport: Transport::Tcp,
@@ -26,40 +21,20 @@ fn service(name: &str, kind: ServiceType, cluster_ips: &[&str], external_name: &
             protocol: AppProtocol::Opaque,
             terminate_tls: false,
         }],
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        affinity: None,
-        balancing: None,
-        tls_secret: None,
-        health_check_node_port: None,
         external_name: external_name.to_owned(),
-        client_address: ClientAddress::Auto,
-        local_overflow: false,
-        load_balancer_class: String::new(),
+        ..Service::new(NamespacedName::new("prod", name), kind)
     }
 }
 
 fn endpoint(service: &str, address: &str, hostname: &str) -> Endpoint {
     Endpoint {
-        service: NamespacedName::new("prod", service),
-        address: address.parse().expect("an address"),
         ports: vec![EndpointPort {
             name: "http".to_owned(),
             transport: Transport::Tcp,
             port: NonZeroU16::new(8080).expect("not zero"),
         }],
-        ready: true,
-        serving: true,
-        terminating: false,
-        node: String::new(),
-        zone: String::new(),
-        hint_zones: vec![],
-        hint_nodes: vec![],
-        hash_key: address.to_owned(),
-        weight: std::num::NonZeroU32::MIN,
-        pod: String::new(),
         hostname: hostname.to_owned(),
-        split: String::new(),
+        ..Endpoint::new(NamespacedName::new("prod", service), address.parse().expect("an address"))
     }
 }
 
