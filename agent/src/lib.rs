@@ -27,6 +27,8 @@ pub mod listen;
 pub mod dns;
 /// Threads that serve.
 pub mod worker;
+/// How often work that grows with the cluster is done.
+pub mod duty;
 /// Where gateways are, and how they are reached.
 pub mod gateways;
 /// From the discovery stream to a table.

@@ -36,6 +36,11 @@ use crate::{
 /// How long an endpoint that refused or timed out is left out, at first and at most. Each failure in a row doubles it.
 const EJECTION: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
+/// How long after an endpoint began to refuse the table that names the next one may come. A Pod of a rollout stops to
+/// listen as soon as it is told to; that, and who replaces it, passes the kubelet, the API server, the controller of
+/// EndpointSlices and the gateway before it is known here.
+const REPLACED: Duration = Duration::from_secs(2);
+
 /// How often idle connections to endpoints are looked at.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -124,6 +129,7 @@ pub struct Local {
     /// Packet rules lead traffic here, so that our own has to be marked.
     pub intercepting: Cell<bool>,
     table: RefCell<Rc<Pinned>>,
+    swapped: Notify,
     upstreams: RefCell<HashMap<SocketAddr, Rc<Upstream>, RandomState>>,
     connections: Rc<Cell<u32>>,
     idle: Rc<Notify>,
@@ -142,6 +148,8 @@ pub struct Upstream {
     /// HTTP connections kept for reuse.
     pub pool: Pool,
     failures: Cell<u32>,
+    /// When the first of these failures was.
+    failing_since: Cell<Option<Instant>>,
     ejected_until: Cell<Option<Instant>>,
 }
 
@@ -181,6 +189,7 @@ impl Local {
             pins,
             intercepting: Cell::default(),
             table: RefCell::new(Rc::new(Pinned(table))),
+            swapped: Notify::new(),
             upstreams: RefCell::default(),
             connections: Rc::default(),
             idle: Rc::default(),
@@ -206,6 +215,26 @@ impl Local {
             }
             known || upstream.active.get() > 0
         });
+        self.swapped.notify_waiters();
+    }
+
+    /// What `find` finds in the table of this moment or a later one, for whoever was refused by all of `tried`. It is waited
+    /// for only while one of them may be the last Pod of a rollout, so that a Service that is down says so at once.
+    pub async fn replaced<T>(&self, tried: &[SocketAddr], find: impl Fn() -> Option<T>) -> Option<T> {
+        let since = {
+            let upstreams = self.upstreams.borrow();
+            tried.iter().filter_map(|address| upstreams.get(address)?.failing_since.get()).max()?
+        };
+        let found = async {
+            loop {
+                let swapped = self.swapped.notified();
+                if let Some(found) = find() {
+                    return found;
+                }
+                swapped.await;
+            }
+        };
+        tokio::time::timeout_at((since + REPLACED).into(), found).await.ok()
     }
 
     /// What is known of an endpoint address.
@@ -305,6 +334,7 @@ impl Upstream {
     /// The endpoint answered.
     pub fn succeeded(&self) {
         self.failures.set(0);
+        self.failing_since.set(None);
         self.ejected_until.set(None);
     }
 
@@ -322,6 +352,9 @@ impl Upstream {
     pub fn failed(&self, now: Instant) {
         let failures = self.failures.get();
         self.failures.set(failures.saturating_add(1));
+        if failures == 0 {
+            self.failing_since.set(Some(now));
+        }
         let time = EJECTION.0.saturating_mul(1 << failures.min(8)).min(EJECTION.1);
         self.ejected_until.set(Some(now + time));
     }

@@ -399,6 +399,11 @@ impl Candidates {
         let at = self.tags.binary_search_by_key(&tag, |(tag, _)| *tag).ok()?;
         self.backends.get(self.tags[at].1 as usize)
     }
+
+    /// Whether there is an endpoint beside these.
+    pub fn has_other(&self, tried: &[SocketAddr]) -> bool {
+        self.backends.iter().any(|backend| !tried.contains(&backend.address))
+    }
 }
 
 // === impl Target ===

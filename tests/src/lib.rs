@@ -48,5 +48,7 @@ pub mod kubectl;
 pub mod kubelet;
 /// A real control plane on this machine, with network namespaces for nodes.
 pub mod sandbox;
+/// Questions at a steady rate, and how many were answered.
+pub mod burst;
 /// One question to an echo Pod behind a Service, and what became of it.
 pub mod probe;

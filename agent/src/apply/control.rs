@@ -31,6 +31,7 @@ use super::{
     resources::{Dirty, Resources},
 };
 use crate::{
+    duty::DutyCycle,
     gateways::{self, Gateways, Link},
     listen::open::{Fault, Listeners},
     table::{Destination, Table},
@@ -94,6 +95,12 @@ pub struct Control {
     progress: watch::Sender<Progress>,
     counters: Arc<Counters>,
     first_commit: Option<Latch>,
+    /// What the resources have changed that the table does not say; `None` if the table is that of the resources.
+    pending: Option<Dirty>,
+    /// When the next table may be compiled.
+    duty: DutyCycle,
+    /// Commits applied since the start.
+    commits: u64,
     /// Changes that began before are not ours to be late for (S20).
     started: SystemTime,
 }
@@ -157,6 +164,9 @@ impl Control {
             progress,
             counters: counters.clone(),
             first_commit: Some(first_commit),
+            pending: None,
+            duty: DutyCycle::new(Instant::now()),
+            commits: 0,
             started: SystemTime::now(),
         };
         (this, seen, counters)
@@ -175,9 +185,12 @@ impl Control {
                 }
             };
             let ended = tokio::select! {
-                () = drain.started() => break,
-                ended = self.stream(&gateway, &mut backoff) => ended?,
+                () = drain.started() => None,
+                ended = self.stream(&gateway, &mut backoff) => Some(ended?),
             };
+            // What was committed is served, also when there is nobody to hear more from.
+            self.publish();
+            let Some(ended) = ended else { break };
             let connected = self.progress.borrow().connected;
             self.progress.send_modify(|progress| progress.connected = false);
             let wait = backoff.next();
@@ -254,6 +267,10 @@ impl Control {
                     self.listen_again();
                     continue;
                 }
+                () = tokio::time::sleep_until(self.duty.due()), if self.pending.is_some() => {
+                    self.publish();
+                    continue;
+                }
                 () = self.workers.failed() => return Ok(()),
             };
             let response: WatchResponse = message.map_err(Box::new)?.ok_or(Ended::Closed)?;
@@ -281,9 +298,10 @@ impl Control {
         }
     }
 
-    /// Applies a commit: resources, table, listeners, workers; then the acknowledgement.
+    /// Applies a commit: resources, and the table at once or when it is due. Returns the acknowledgement.
     fn commit(&mut self, changes: Changes) -> WatchRequest {
         let empty = changes.set.is_empty() && changes.removed.is_empty();
+        self.commits += u64::from(!empty);
         self.counters.received.fetch_add(changes.set.len() as u64, Ordering::Relaxed);
         let mut rejections = Vec::new();
         if !empty {
@@ -295,29 +313,41 @@ impl Control {
             }
             self.counters.rejected.fetch_add(refused.len() as u64, Ordering::Relaxed);
             rejections = refused;
-            self.publish(&dirty);
+            self.pending.get_or_insert_default().merge(dirty);
         }
         let answer = self.client.applied(&rejections);
-        let digests = *self.client.digests();
-        self.progress.send_modify(|progress| {
-            progress.commits += u64::from(!empty);
-            progress.applied = Some(SystemTime::now());
-            progress.digests = digests;
-        });
+        if self.pending.is_none() {
+            self.tell();
+        } else if self.duty.due() <= Instant::now() {
+            self.publish();
+        }
         if let Some(latch) = self.first_commit.take() {
             latch.release();
         }
         answer
     }
 
-    fn publish(&mut self, dirty: &Dirty) {
+    /// Gives the workers a table of what was committed, if they do not have it.
+    fn publish(&mut self) {
+        let Some(dirty) = self.pending.take() else { return };
         let began = Instant::now();
-        let table = Arc::new(self.compiler.compile(&self.resources, dirty));
+        let table = Arc::new(self.compiler.compile(&self.resources, &dirty));
         let steps = self.listeners.follow(&table, self.workers.count());
         self.workers.publish(&table, steps);
         self.show(table);
         let triggers = self.resources.take_triggers(self.started);
         (self.rounds)(Round { began, full: dirty.all, triggers });
+        self.tell();
+        self.duty.worked(began, Instant::now());
+    }
+
+    /// Lets others see what is served.
+    fn tell(&self) {
+        self.progress.send_modify(|progress| {
+            progress.commits = self.commits;
+            progress.applied = Some(SystemTime::now());
+            progress.digests = *self.client.digests();
+        });
     }
 
     /// Tries the addresses again that could not be opened.

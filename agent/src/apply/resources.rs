@@ -51,6 +51,17 @@ pub struct Dirty {
     pub namespaces: bool,
 }
 
+// === impl Dirty ===
+
+impl Dirty {
+    /// Adds what a later change touched.
+    pub fn merge(&mut self, later: Self) {
+        self.services.extend(later.services);
+        self.all |= later.all;
+        self.namespaces |= later.namespaces;
+    }
+}
+
 // === impl Resources ===
 
 impl Resources {

@@ -116,6 +116,19 @@ impl Session {
         let same = (&newer.service, newer.port, newer.protocol) == (&target.service, target.port, target.protocol);
         same.then_some((newer, kind))
     }
+
+    /// As [`Session::newer`], if it has an endpoint that was not tried.
+    fn untried(
+        &self,
+        target: &Target,
+        authority: &HeaderValue,
+        tried: &[SocketAddr],
+    ) -> Option<(Arc<Target>, FrontendKind)> {
+        let (newer, kind) = self.newer(target, authority)?;
+        let candidates = self.candidates(&self.local.table().0, &newer, kind);
+        let has = candidates.is_ok_and(|candidates| candidates.has_other(tried));
+        has.then_some((newer, kind))
+    }
 }
 
 /// Forwards a request and gives the answer, which may be one of our own. `upgrading` says that the client asks for another
@@ -214,7 +227,7 @@ fn flow_hash(balance: &Balance, parts: &Parts, client: IpAddr) -> FlowHash {
 // === impl Exchange ===
 
 impl Exchange<'_> {
-    /// Tries endpoints until one answers, none is left, or what was sent cannot be sent again.
+    /// Tries endpoints until one answers, none is left or comes, or what was sent cannot be sent again.
     async fn run(
         mut self,
         candidates: &Candidates,
@@ -237,15 +250,23 @@ impl Exchange<'_> {
         // An old connection that turns out to be dead is not held against its endpoint.
         let mut stale = 0;
         let mut newer: Option<(Arc<Target>, FrontendKind)> = None;
-        while tried.len() < local.limits.attempts.max(1) {
+        let mut limit = local.limits.attempts.max(1);
+        loop {
             let (target, candidates) = match &newer {
-                None => (&self.target, candidates),
-                Some((target, kind)) => match self.session.candidates(&local.table().0, target, *kind) {
-                    Ok(candidates) => (target, candidates),
-                    Err(_) => break,
-                },
+                None => (&self.target, Ok(candidates)),
+                Some((target, kind)) => (target, self.session.candidates(&local.table().0, target, *kind)),
             };
-            let Some(backend) = local.choose(target, candidates, client, &tried) else { break };
+            let backend = candidates.ok().and_then(|candidates| local.choose(target, candidates, client, &tried));
+            let Some(backend) = backend else {
+                // All have refused, as the Pods of a rollout do that ends; those that replace them may be known in a moment.
+                let untried = || self.session.untried(&self.target, &authority, &tried);
+                let Some(next) = local.replaced(&tried, untried).await else { break };
+                (newer, limit) = (Some(next), tried.len() + local.limits.attempts);
+                continue;
+            };
+            if tried.len() >= limit {
+                break;
+            }
             let upstream = local.upstream(backend.address);
             self.begin(backend, &upstream);
             let attempt = if http2 {

@@ -2,7 +2,10 @@
 
 use std::{num::NonZeroU16, time::Duration};
 
-use tokio::{sync::oneshot, time::MissedTickBehavior};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, MissedTickBehavior},
+};
 
 use super::{
     LEASE, OnExit, Source, host,
@@ -11,7 +14,7 @@ use super::{
     ruleset::Ruleset,
     state::State,
 };
-use crate::apply::control::Round;
+use crate::{apply::control::Round, duty::DutyCycle};
 
 /// How often the rules are renewed and looked at.
 const BEAT: Duration = Duration::from_secs(4);
@@ -29,6 +32,8 @@ pub struct Keeper {
     waiting: Vec<Round>,
     /// The newest ruleset is not in force.
     behind: bool,
+    /// When the rules may follow again.
+    duty: DutyCycle,
     /// Node ports that no connection of this host begins at.
     reserved: Option<(NonZeroU16, NonZeroU16)>,
 }
@@ -38,7 +43,8 @@ pub struct Keeper {
 impl Keeper {
     /// A keeper that has done nothing yet.
     pub fn new(installer: Installer, on_exit: OnExit, source: Source, state: State) -> Self {
-        Self { installer, on_exit, source, state, waiting: Vec::new(), behind: false, reserved: None }
+        let duty = DutyCycle::new(Instant::now());
+        Self { installer, on_exit, source, state, waiting: Vec::new(), behind: false, duty, reserved: None }
     }
 
     /// Follows until it is `stopped`. Where nobody is left to stop it, the rules are left to their lease.
@@ -47,8 +53,13 @@ impl Keeper {
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut following = true;
         loop {
+            let due = self.duty.due();
+            let changed = async {
+                tokio::time::sleep_until(due).await;
+                self.source.progress.changed().await
+            };
             tokio::select! {
-                changed = self.source.progress.changed(), if following => match changed {
+                changed = changed, if following => match changed {
                     Ok(()) => self.follow().await,
                     // The control loop has ended; the last table stays in force.
                     Err(_) => following = false,
@@ -78,9 +89,11 @@ impl Keeper {
             progress.table.clone()
         };
         self.reserve(table.node_port_range);
+        let began = Instant::now();
         let ruleset = Ruleset::new(&table);
         let destinations = ruleset.count();
         let applied = self.installer.apply(ruleset).await;
+        self.duty.worked(began, Instant::now());
         self.behind = applied.is_err();
         match applied {
             Ok(()) => {

@@ -1,11 +1,16 @@
 //! Which requests are sent again, and which never.
 
-use std::{cell::Cell, rc::Rc};
+use std::{
+    cell::Cell,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use agent::report::outcome::Outcome;
+use api::resource::service::AppProtocol;
 use tokio::sync::Notify;
 
-use crate::harness::{Proxy, answering, endpoint, refusing, run};
+use crate::harness::{Proxy, answering, endpoint, refusing, run, target};
 
 const HELLO: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
 
@@ -40,6 +45,48 @@ fn when_nobody_is_left_the_last_failure_is_told() {
         assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
         assert!(answer.contains("error=connection_refused; details=\"CONNECT_REFUSED\""), "{answer}");
         assert_eq!(proxy.records()[0].attempts.len(), 2);
+    });
+}
+
+#[test]
+fn a_request_that_all_refuse_waits_for_who_replaces_them() {
+    run(async {
+        let (first, _socket) = refusing();
+        let (second, _other) = refusing();
+        let (address, _) = answering(HELLO).await;
+        let proxy = Proxy::http(&[first, second]).await;
+        let mut client = proxy.client().await;
+        // What was not sent may be sent whatever it asks for.
+        client.say("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").await;
+        let refused = || [first, second].iter().all(|address| !proxy.local.upstream(*address).is_well());
+        while !refused() {
+            tokio::task::yield_now().await;
+        }
+        // Others may be told of first, and nobody at all.
+        proxy.serve(Some(target(AppProtocol::Http, &[second])));
+        tokio::task::yield_now().await;
+        proxy.serve(Some(target(AppProtocol::Http, &[])));
+        tokio::task::yield_now().await;
+        proxy.serve(Some(target(AppProtocol::Http, &[second, address])));
+        client.until("hello").await;
+        let records = proxy.closed(1).await;
+        assert_eq!((records[0].outcome, records[0].attempts.len()), (Outcome::Complete, 3));
+    });
+}
+
+#[test]
+fn a_service_that_is_down_says_so_at_once() {
+    run(async {
+        let (refusing, _socket) = refusing();
+        let proxy = Proxy::http(&[refusing]).await;
+        const REQUEST: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        let first = proxy.ask(REQUEST).await;
+        let began = Instant::now();
+        let second = proxy.ask(REQUEST).await;
+        assert!(began.elapsed() < Duration::from_secs(1), "only the first one waits whether somebody comes");
+        for answer in [first, second] {
+            assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+        }
     });
 }
 

@@ -209,6 +209,26 @@ fn when_all_refuse_so_do_we() {
 }
 
 #[test]
+fn a_connection_that_all_refuse_waits_for_who_replaces_them() {
+    run(async {
+        let (_socket, refused) = refusing();
+        let (listener, address) = endpoint().await;
+        let worker = Worker::start(limits(), target(Transport::Tcp, &[refused])).await;
+        let client = worker.dial().await;
+        while worker.local.upstream(refused).is_well() {
+            tokio::task::yield_now().await;
+        }
+        worker.swap(target(Transport::Tcp, &[]));
+        tokio::task::yield_now().await;
+        worker.swap(target(Transport::Tcp, &[address]));
+        let (server, _) = listener.accept().await.expect("the worker dials");
+        drop((client, server));
+        let record = worker.record().await;
+        assert_eq!((record.outcome, record.attempts.len()), (Outcome::Complete, 2));
+    });
+}
+
+#[test]
 fn policy_resets_at_once() {
     let check = |change: fn(&mut Target), expected| {
         run(async move {

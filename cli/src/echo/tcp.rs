@@ -38,11 +38,16 @@ pub struct Backend {
     pub tasks: Tasks,
 }
 
-/// Accepts until the drain starts. Closing the listener then makes the kernel refuse what comes later.
+/// How long the first bytes of a connection may be under way. Whoever has been silent for longer has nothing in flight.
+const MOMENT: Duration = Duration::from_secs(1);
+
+/// Accepts until the drain starts, and then what the kernel has accepted already, which would be reset. Closing the
+/// listener makes it refuse what comes later.
 pub async fn accept(backend: Backend, listener: TcpListener) {
     let mut drain = backend.tasks.drain();
     loop {
         let accepted = tokio::select! {
+            biased;
             accepted = listener.accept() => accepted,
             () = drain.started() => return,
         };
@@ -72,8 +77,7 @@ async fn serve(backend: Backend, mut stream: TcpStream, peer: SocketAddr) -> Res
     let opened = tokio::select! {
         biased;
         opened = detect::open(&mut stream, &mut buffer) => opened?,
-        // Whoever has not spoken yet has nothing in flight.
-        () = drain.started() => return Ok(()),
+        _ = async { tokio::join!(drain.started(), tokio::time::sleep(MOMENT)) } => return Ok(()),
     };
     let (speaks, proxied) = match opened {
         Opened::Speaks(speaks, proxied) => (speaks, proxied),

@@ -66,14 +66,19 @@ impl Place {
     }
 }
 
-/// The oldest process that has a root directory of this Pod's: the kubelet keeps what belongs to a Pod in a directory
-/// named by its uid, and the mounts that a process sees say where they come from.
+/// The first process of a Pod's containers: the oldest of [`containers`].
 pub fn container(uid: &str) -> Option<Process> {
+    containers(uid).into_iter().min_by_key(|process| process.started())
+}
+
+/// The processes that have a root directory of this Pod's: the kubelet keeps what belongs to a Pod in a directory named by
+/// its uid, and the mounts that a process sees say where they come from.
+pub fn containers(uid: &str) -> Vec<Process> {
     let of_pod = |process: &Process| {
         let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", process.pid())).unwrap_or_default();
         root_comes_from(&mounts, uid)
     };
-    process::all().into_iter().filter(of_pod).min_by_key(|process| process.started())
+    process::all().into_iter().filter(of_pod).collect()
 }
 
 /// Whether what is mounted on `/` (field 5) names the uid.

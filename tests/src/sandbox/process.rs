@@ -24,6 +24,9 @@ pub const MARKER: (&str, &str) = ("PORTICO_SANDBOX", ROOT);
 /// How often it is looked whether a process that is to end has ended. Most are not children of who asks.
 const POLL: Duration = Duration::from_millis(20);
 
+/// `USER_HZ`: what programs see is counted in these, whatever the kernel counts in itself.
+const TICKS_PER_SECOND: u64 = 100;
+
 /// A process that cannot be confused with a later one of the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Process {
@@ -72,6 +75,16 @@ impl Process {
     /// Whether it has not ended. One that has, and that nobody has waited for, has ended.
     pub fn is_running(self) -> bool {
         Self::find(self.pid) == Some(self)
+    }
+
+    /// Processor time that it has used so far, with that of its children that have ended; `None` if it has ended itself.
+    pub fn spent(self) -> Option<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
+        // The name may hold blanks and brackets. The fields behind it are counted from the third; from the 14th on
+        // (proc(5): utime, stime, cutime, cstime) they are ticks.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let ticks: u64 = fields.split_whitespace().skip(11).take(4).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+        self.is_running().then(|| Duration::from_millis(ticks * 1_000 / TICKS_PER_SECOND))
     }
 
     fn signal(self, signal: Signal) -> Result<()> {

@@ -4,25 +4,33 @@
 
 /// Datagrams to endpoints that come and go.
 mod datagrams;
+/// A node that gets another address.
+mod node_address;
 /// Packet rules, and who removes them.
 mod packet_rules;
+/// What DNS behind a Service asks of an agent.
+mod questions;
 /// Restarts under every kind of load.
 mod rollout;
 /// As many as a large cluster has.
 mod scale;
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::{
+    core::v1::{Pod, Service},
+    discovery::v1::EndpointSlice,
+};
 use kube::{Api, api::ListParams};
 use serde_json::Value;
 use tests::{
     kubectl::Kubectl,
     probe::{self, Seen, Transport},
-    sandbox::{Sandbox, plan::Role, portico, shared},
+    sandbox::{Sandbox, exec, plan::Role, portico, process::Process, shared},
 };
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
@@ -96,6 +104,31 @@ async fn cluster_ips(sandbox: &Sandbox, name: &str) -> Vec<SocketAddr> {
 async fn pods(sandbox: &Sandbox, selector: &str) -> Vec<Pod> {
     let pods: Api<Pod> = Api::all(sandbox.client().await.expect("a client"));
     pods.list(&ListParams::default().labels(selector)).await.expect("a list of Pods").items
+}
+
+/// The addresses of a Service's endpoints that serve, as the API server has them.
+async fn serving(sandbox: &Sandbox, service: &str) -> BTreeSet<IpAddr> {
+    let slices: Api<EndpointSlice> = Api::default_namespaced(sandbox.client().await.expect("a client"));
+    let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={service}"));
+    let slices = slices.list(&of_service).await.expect("a list of slices").items;
+    let endpoints = slices.into_iter().flat_map(|slice| slice.endpoints.unwrap_or_default());
+    let serving = endpoints.filter(|endpoint| {
+        // What is not said is true (S3.7).
+        endpoint.conditions.as_ref().and_then(|conditions| conditions.serving).unwrap_or(true)
+    });
+    serving.flat_map(|endpoint| endpoint.addresses).map(|address| address.parse().expect("an address")).collect()
+}
+
+/// The processes of a part of Portico, `agent` or `gateway`.
+async fn processes(sandbox: &Sandbox, component: &str) -> Vec<Process> {
+    let pods = pods(sandbox, &format!("app.kubernetes.io/component={component}")).await;
+    pods.iter().flat_map(|pod| exec::containers(pod.metadata.uid.as_deref().expect("a uid"))).collect()
+}
+
+/// Processor time of a part of Portico on all nodes, with that of the programs it has run, such as `nft`.
+async fn spent(sandbox: &Sandbox, component: &str) -> Duration {
+    let processes = processes(sandbox, component).await;
+    processes.into_iter().filter_map(Process::spent).sum()
 }
 
 /// Asks from a node until a Pod answers. Gives how long that took.

@@ -30,10 +30,10 @@ use tokio_tungstenite::{WebSocketStream, client_async, tungstenite::Message};
 use crate::{answers, cluster, nodes, pods};
 
 const RESTARTS: usize = 2;
-/// HTTP requests a second through all nodes.
-const RATE: u32 = 150;
+/// HTTP requests a second to each Service, through all nodes.
+const RATE: u32 = 60;
 /// Between one exchange of a session and the next, and between one short connection and the next.
-const PERIOD: Duration = Duration::from_millis(50);
+const PERIOD: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Nobody answers a datagram later than this.
 const ANSWER: Duration = Duration::from_millis(500);
@@ -226,14 +226,43 @@ fn lock(account: &Mutex<Account>) -> MutexGuard<'_, Account> {
     account.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What is rolled, and how it is reached.
+#[derive(Clone, Copy)]
+struct Case {
+    name: &'static str,
+    /// `externalTrafficPolicy`.
+    policy: &'static str,
+    /// Annotations of the Service, as elements of a flow mapping.
+    annotations: &'static str,
+    /// Whether Pods wait a moment before they stop to listen, as the documentation of Kubernetes advises.
+    waits: bool,
+    ports: Ports,
+}
+
+/// Node ports from `first` on.
+const fn ports(first: u16) -> Ports {
+    Ports { http: first, raw: first + 1, web_socket: first + 2, grpc: first + 3 }
+}
+
+/// A Pod that stops to listen before its node has heard of the next one is all that policy Local leaves there, so what
+/// meets it waits for the next one.
+const CASES: [Case; 4] = [
+    Case { name: "cluster", policy: "Cluster", annotations: "", waits: false, ports: ports(30_401) },
+    Case { name: "local-waiting", policy: "Local", annotations: "", waits: true, ports: ports(30_411) },
+    Case { name: "local", policy: "Local", annotations: "", waits: false, ports: ports(30_421) },
+    Case {
+        name: "local-overflowing",
+        policy: "Local",
+        annotations: "portico.dev/local-overflow: 'true'",
+        waits: false,
+        ports: ports(30_431),
+    },
+];
+
 /// One Pod on every node, of which the next is ready before the last one goes.
-///
-/// A Pod that stops to listen before its node has heard of the next one is all that policy Local leaves there, with any
-/// proxy. So there it waits a moment before it stops, as the documentation of Kubernetes advises; with policy Cluster there
-/// are others.
-fn workload(name: &str, policy: &str, ports: Ports) -> String {
-    let Ports { http, raw, web_socket, grpc } = ports;
-    let hook = if policy == "Local" { "lifecycle: {preStop: {sleep: {seconds: 3}}}" } else { "" };
+fn workload(case: &Case) -> String {
+    let Case { name, policy, annotations, waits, ports: Ports { http, raw, web_socket, grpc } } = case;
+    let hook = if *waits { "lifecycle: {preStop: {sleep: {seconds: 3}}}" } else { "" };
     format!(
         "apiVersion: apps/v1
 kind: DaemonSet
@@ -255,7 +284,7 @@ spec:
 ---
 apiVersion: v1
 kind: Service
-metadata: {{name: {name}}}
+metadata: {{name: {name}, annotations: {{{annotations}}}}}
 spec:
   type: NodePort
   externalTrafficPolicy: {policy}
@@ -274,10 +303,9 @@ async fn names(sandbox: &Sandbox, app: &str) -> BTreeSet<String> {
     pods(sandbox, &format!("app={app}")).await.into_iter().filter_map(|pod| pod.metadata.name).collect()
 }
 
-async fn roll(sandbox: &Sandbox, kubectl: &Kubectl, policy: &str, first_port: u16) {
-    let name = format!("rolled-{}", policy.to_lowercase());
-    let ports = Ports { http: first_port, raw: first_port + 1, web_socket: first_port + 2, grpc: first_port + 3 };
-    kubectl.apply(&workload(&name, policy, ports)).await;
+async fn roll(sandbox: &Sandbox, kubectl: &Kubectl, case: &Case) {
+    let Case { name, ports, .. } = *case;
+    kubectl.apply(&workload(case)).await;
     let object = format!("daemonset/{name}");
     kubectl.rolled_out("default", &object).await;
     let at = |port| nodes().map(|node| SocketAddr::new(node.addresses()[0], port)).collect::<Vec<_>>();
@@ -299,38 +327,39 @@ async fn roll(sandbox: &Sandbox, kubectl: &Kubectl, policy: &str, first_port: u1
     let sessions = [(Kind::Tcp, ports.raw), (Kind::WebSocket, ports.web_socket), (Kind::Grpc, ports.grpc)];
     let sessions = sessions.map(|(kind, port)| Clients::sessions(kind, &at(port)));
     http.more(2 * RATE as usize).await;
-    let before = names(sandbox, &name).await;
+    let before = names(sandbox, name).await;
     for _ in 0..RESTARTS {
         kubectl.words(&["rollout", "restart", &object]).await;
         kubectl.rolled_out("default", &object).await;
     }
     http.more(2 * RATE as usize).await;
-    let after = names(sandbox, &name).await;
+    let after = names(sandbox, name).await;
     assert!(before.is_disjoint(&after), "every Pod was replaced");
 
     let failures = http.failures();
-    println!("external {policy}, {RESTARTS} restarts of {} Pods", before.len());
-    println!("{:<20} {:>6} exchanges, {:>3} lost", "HTTP", http.requests(), failures.len());
+    let mut report = format!("{name}: {RESTARTS} restarts of {} Pods\n", before.len());
+    report += &format!("{:<20} {:>6} exchanges, {:>3} lost\n", "HTTP", http.requests(), failures.len());
     for clients in sessions.iter().chain([&tcp, &udp]) {
-        println!("{}", clients.report());
+        report += &format!("{}\n", clients.report());
     }
-    assert!(failures.is_empty(), "{policy}: HTTP lost {failures:#?}");
-    assert!(lock(&tcp.account).lost.is_empty(), "{policy}: {:#?}", lock(&tcp.account).lost);
+    print!("{report}");
+    assert!(failures.is_empty(), "{name}: HTTP lost {failures:#?}");
+    assert!(lock(&tcp.account).lost.is_empty(), "{name}: {:#?}", lock(&tcp.account).lost);
     for clients in &sessions {
         let account = lock(&clients.account);
-        assert!(account.lost.is_empty(), "{policy}: {} not opened: {:#?}", clients.name, account.lost);
-        assert!(account.done > 0, "{policy}: {} were idle", clients.name);
+        assert!(account.lost.is_empty(), "{name}: {} not opened: {:#?}", clients.name, account.lost);
+        assert!(account.done > 0, "{name}: {} were idle", clients.name);
         // A session lasts as long as its Pod.
         let unexplained: Vec<_> = account.ended.iter().filter(|(pod, _)| after.contains(pod)).collect();
-        assert!(unexplained.is_empty(), "{policy}: {} with Pods that are there: {unexplained:#?}", clients.name);
+        assert!(unexplained.is_empty(), "{name}: {} with Pods that are there: {unexplained:#?}", clients.name);
     }
     // A datagram that arrives at a Pod which has just closed its socket is nobody's to repeat. A Pod is known to go within
     // a second.
     let restarted = RESTARTS * before.len();
     let most = restarted * usize::try_from(Duration::from_secs(1).as_millis() / PERIOD.as_millis()).unwrap_or_default();
     let lost = lock(&udp.account).lost.len();
-    assert!(lost <= most, "{policy}: {lost} datagrams were lost, more than {most}");
-    kubectl.words(&["delete", "service", &name, "--wait=false"]).await;
+    assert!(lost <= most, "{name}: {lost} datagrams were lost, more than {most}");
+    kubectl.words(&["delete", "service", name, "--wait=false"]).await;
     kubectl.words(&["delete", &object, "--wait=false"]).await;
 }
 
@@ -350,6 +379,6 @@ async fn open_for(to: SocketAddr, transport: Transport, raw: bool) {
 #[tokio::test(flavor = "multi_thread")]
 async fn restarts_lose_no_request_and_no_new_connection() {
     let (sandbox, kubectl, _turn) = cluster().await;
-    roll(sandbox, &kubectl, "Cluster", 30_401).await;
-    roll(sandbox, &kubectl, "Local", 30_411).await;
+    let rolls = CASES.iter().map(|case| roll(sandbox, &kubectl, case));
+    futures::future::join_all(rolls).await;
 }

@@ -12,19 +12,63 @@ use kube::{
 };
 use serde_json::json;
 use tests::{
+    kubectl::Kubectl,
     probe::{self, Seen, Transport},
     sandbox::{Sandbox, netns, plan::Role},
 };
 
-use crate::{ANSWER, answers_everywhere, cluster, cluster_ips, echo, elements, installed, nodes, pods};
+use crate::{ANSWER, answers, answers_everywhere, cluster, cluster_ips, echo, elements, installed, nodes, pods, spent};
 
-/// Services that come and go. The API server makes about ten a second on a busy machine; more by environment variable.
-const SERVICES: usize = 400;
+/// Services that come and go; more by environment variable. For each the API server writes three objects, so that the
+/// 3,000 of a large cluster are a minute of its work.
+const SERVICES: usize = 600;
 const SERVICES_VARIABLE: &str = "PORTICO_TEST_SERVICES";
 /// Requests to the API server at a time.
 const AT_A_TIME: usize = 16;
 /// How long a node may take to follow, on a machine that runs the whole cluster.
 const FOLLOWS: Duration = Duration::from_secs(120);
+
+/// How long after it was made a Service of Pods that are there answers on all nodes, whatever else there is.
+const ANSWERS: Duration = Duration::from_secs(3);
+
+/// Processor time of all gateways and of all agents.
+struct Meter {
+    gateways: Duration,
+    agents: Duration,
+}
+
+impl Meter {
+    async fn start(sandbox: &Sandbox) -> Self {
+        Self { gateways: spent(sandbox, "gateway").await, agents: spent(sandbox, "agent").await }
+    }
+
+    /// What was used since the start or the last call.
+    async fn read(&mut self, sandbox: &Sandbox) -> String {
+        let now = Self::start(sandbox).await;
+        let (gateways, agents) = (now.gateways - self.gateways, now.agents - self.agents);
+        *self = now;
+        format!("the gateways {gateways:?} and the agents, with nft, {agents:?} of processor time")
+    }
+}
+
+/// One more Service, of Pods that are there, beside thousands.
+async fn one_more(sandbox: &Sandbox, kubectl: &Kubectl) {
+    let services: Api<Service> = Api::default_namespaced(sandbox.client().await.expect("a client"));
+    let service: Service = serde_json::from_value(json!({
+        "metadata": {"name": "one-more"},
+        "spec": {"selector": {"app": "steady"}, "ports": [{"port": crate::PORT, "targetPort": 8080}]},
+    }))
+    .expect("a Service");
+    let began = Instant::now();
+    services.create(&PostParams::default(), &service).await.expect("the API server takes the Service");
+    let to = cluster_ips(sandbox, "one-more").await[0];
+    for from in nodes() {
+        answers(from, to, Transport::Tcp).await;
+    }
+    println!("one more Service answered on all nodes after {:?}", began.elapsed());
+    assert!(began.elapsed() < ANSWERS, "one more Service has to answer within {ANSWERS:?}");
+    kubectl.run("delete service one-more").await;
+}
 
 async fn count(sandbox: &Sandbox, node: Role) -> usize {
     installed(sandbox, node).await.as_ref().map_or(0, elements)
@@ -60,6 +104,7 @@ async fn thousands_of_services_come_and_go_without_a_trace() {
     let wanted = std::env::var(SERVICES_VARIABLE).ok();
     let wanted = wanted.map_or(SERVICES, |value| value.parse().expect("a number of Services"));
     let names: Vec<String> = (0..wanted).map(|number| format!("many-{number}")).collect();
+    let mut meter = Meter::start(sandbox).await;
     let began = Instant::now();
     let made = stream::iter(&names).map(async |name| {
         let service: Service = serde_json::from_value(json!({
@@ -77,6 +122,7 @@ async fn thousands_of_services_come_and_go_without_a_trace() {
     };
     until(sandbox, "all Services are there", all_there).await;
     println!("{} Services were made in {created:?} and installed after {:?}", names.len(), began.elapsed());
+    println!("that took {}", meter.read(sandbox).await);
     // Nobody is behind them, which clients are told at once.
     let last = cluster_ips(sandbox, names.last().expect("Services")).await;
     for to in last {
@@ -86,7 +132,9 @@ async fn thousands_of_services_come_and_go_without_a_trace() {
         }
     }
     answers_everywhere(&steady).await;
+    one_more(sandbox, &kubectl).await;
 
+    meter.read(sandbox).await;
     let began = Instant::now();
     let gone = stream::iter(&names).map(async |name| services.delete(name, &DeleteParams::default()).await.map(drop));
     gone.buffer_unordered(AT_A_TIME).try_collect::<()>().await.expect("the API server deletes the Services");
@@ -97,6 +145,7 @@ async fn thousands_of_services_come_and_go_without_a_trace() {
     };
     until(sandbox, "nothing of them is left", as_before).await;
     println!("they were deleted in {deleted:?} and gone after {:?}", began.elapsed());
+    println!("that took {}", meter.read(sandbox).await);
     answers_everywhere(&steady).await;
     kubectl.run("delete service,deployment steady --wait=false").await;
 }

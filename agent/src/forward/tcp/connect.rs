@@ -1,6 +1,6 @@
 //! Choosing and reaching an endpoint for a connection that has no requests to choose for.
 
-use std::{sync::Arc, time::Instant};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use api::resource::service::Transport;
 use tokio::net::TcpStream;
@@ -18,7 +18,8 @@ use crate::{
 };
 
 /// Connects to an endpoint of `target` for the client of `downstream`: the one that the balance chooses, and if it cannot
-/// be reached the next one (S16.6), up to the limit of attempts. Each attempt is noted in `record`.
+/// be reached the next one (S16.6), up to the limit of attempts. Where all have refused, as the Pods of a rollout do that
+/// ends, it waits a moment for those that replace them. Each attempt is noted in `record`.
 ///
 /// # Errors
 /// What policy says, or how the last attempt failed.
@@ -33,12 +34,23 @@ pub async fn connect(
     let mut target = target.clone();
     let mut tried = Vec::new();
     let mut failure = None;
-    while tried.len() < local.limits.attempts {
-        let candidates = match candidates(local, &target, downstream) {
-            Ok(candidates) => candidates,
-            Err(outcome) => return Err(failure.unwrap_or(outcome)),
+    let mut limit = local.limits.attempts;
+    loop {
+        let backend = match candidates(local, &target, downstream) {
+            Ok(candidates) => local.choose(&target, candidates, client, &tried),
+            Err(outcome) if failure.is_none() => return Err(outcome),
+            Err(_) => None,
         };
-        let Some(backend) = local.choose(&target, candidates, client, &tried) else { break };
+        let Some(backend) = backend else {
+            let Some(next) = local.replaced(&tried, || untried(local, &target, downstream, &tried)).await else {
+                break;
+            };
+            (target, limit) = (next, tried.len() + local.limits.attempts);
+            continue;
+        };
+        if tried.len() >= limit {
+            break;
+        }
         let upstream = local.upstream(backend.address);
         let busy = upstream.busy();
         let started = Instant::now();
@@ -91,4 +103,11 @@ fn newer(local: &Local, target: &Target, downstream: &Downstream) -> Option<Arc<
     let table = local.table();
     let newer = table.0.frontend(downstream.local, Transport::Tcp)?.target.as_ref()?;
     ((&newer.service, newer.port) == (&target.service, target.port)).then(|| newer.clone())
+}
+
+/// As [`newer`], if it has an endpoint that was not tried.
+fn untried(local: &Local, target: &Target, downstream: &Downstream, tried: &[SocketAddr]) -> Option<Arc<Target>> {
+    let newer = newer(local, target, downstream)?;
+    let has = candidates(local, &newer, downstream).is_ok_and(|candidates| candidates.has_other(tried));
+    has.then_some(newer)
 }
