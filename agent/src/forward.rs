@@ -9,7 +9,6 @@ pub mod splice;
 pub mod tcp;
 pub mod answer;
 pub mod body;
-pub mod coalesce;
 pub mod h1;
 pub mod h2;
 pub mod headers;

@@ -17,6 +17,8 @@ pub mod alarm;
 pub mod buffers;
 /// HTTP/1.1 as bytes.
 pub mod http1;
+/// HTTP/2 around its codec.
+pub mod http2;
 /// To an endpoint and back.
 pub mod forward;
 /// What one worker owns.

@@ -2,7 +2,6 @@
 
 use std::{
     cell::Cell,
-    error::Error as StdError,
     fmt, io,
     pin::Pin,
     rc::Rc,
@@ -10,10 +9,10 @@ use std::{
 };
 
 use bytes::Bytes;
+use h2::Reason;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
-use crate::{http1::Refused, report::outcome::Outcome};
+use crate::{http1::Refused, http2::incoming::Incoming, report::outcome::Outcome};
 
 /// Why a body ends early.
 #[derive(Debug, thiserror::Error)]
@@ -30,9 +29,12 @@ pub enum BodyError {
     /// The endpoint sent a body that cannot be read.
     #[error("the endpoint sent a malformed body")]
     Endpoint(#[source] Refused),
-    /// A stream of HTTP/2 was reset. The side is that from which the body came.
-    #[error(transparent)]
-    Stream(#[from] hyper::Error),
+    /// The client took its stream of HTTP/2 back, or its connection broke.
+    #[error("the client reset its stream in the middle of a body")]
+    ClientReset(#[source] h2::Error),
+    /// The endpoint reset the stream of HTTP/2, or its connection broke.
+    #[error("the endpoint reset the stream in the middle of a body")]
+    EndpointReset(#[source] h2::Error),
 }
 
 /// The body of a request.
@@ -65,34 +67,33 @@ impl BodyError {
     /// How a request ends whose answer, from the endpoint, ended like this.
     pub fn outcome_of_answer(&self) -> Outcome {
         match self {
-            BodyError::ClientGone | BodyError::Client(_) => self.outcome_of_upload(),
+            BodyError::ClientGone | BodyError::Client(_) | BodyError::ClientReset(_) => self.outcome_of_upload(),
             BodyError::EndpointGone(_) => Outcome::UpstreamClosed,
             BodyError::Endpoint(_) => Outcome::UpstreamProtocol,
-            BodyError::Stream(error) => outcome_of_stream(error),
+            BodyError::EndpointReset(error) => outcome_of_stream(error),
+        }
+    }
+
+    /// What the other side of HTTP/2 is told of it: the reason that was given, where one was.
+    pub fn reason(&self) -> Reason {
+        match self {
+            BodyError::ClientReset(error) | BodyError::EndpointReset(error) => {
+                error.reason().unwrap_or(Reason::INTERNAL_ERROR)
+            }
+            BodyError::ClientGone => Reason::CANCEL,
+            BodyError::Client(_) | BodyError::EndpointGone(_) | BodyError::Endpoint(_) => Reason::INTERNAL_ERROR,
         }
     }
 }
 
 /// How a request ends whose stream to the endpoint failed.
-pub fn outcome_of_stream(error: &hyper::Error) -> Outcome {
-    match h2_error(error).and_then(h2::Error::reason) {
-        Some(h2::Reason::PROTOCOL_ERROR | h2::Reason::FRAME_SIZE_ERROR | h2::Reason::COMPRESSION_ERROR) => {
+pub fn outcome_of_stream(error: &h2::Error) -> Outcome {
+    match error.reason() {
+        Some(Reason::PROTOCOL_ERROR | Reason::FRAME_SIZE_ERROR | Reason::COMPRESSION_ERROR) => {
             Outcome::UpstreamProtocol
         }
         _ => Outcome::UpstreamClosed,
     }
-}
-
-/// The error of HTTP/2 inside an error of hyper.
-pub fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
-    let mut source = error.source();
-    while let Some(error) = source {
-        if let Some(error) = error.downcast_ref() {
-            return Some(error);
-        }
-        source = error.source();
-    }
-    None
 }
 
 // === impl RequestBody ===
@@ -110,7 +111,7 @@ impl RequestBody {
 
     /// A body that a stream of HTTP/2 brings.
     pub fn http2(incoming: Incoming) -> Self {
-        if incoming.is_end_stream() {
+        if incoming.is_ended() {
             return Self::empty();
         }
         Self { source: Source::Http2(incoming), progress: Some(Rc::default()) }
@@ -137,7 +138,7 @@ impl Body for RequestBody {
             Source::Empty => return Poll::Ready(None),
             Source::Http1(upload) => ready!(upload.as_mut().poll_frame(cx)),
             Source::Http2(incoming) => {
-                ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| frame.map_err(BodyError::Stream))
+                ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| frame.map_err(BodyError::ClientReset))
             }
         };
         if let (Some(Ok(frame)), Some(progress)) = (&frame, &body.progress) {

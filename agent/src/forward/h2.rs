@@ -3,29 +3,33 @@
 use std::{
     cell::{Cell, RefCell},
     fmt,
+    future::poll_fn,
     rc::Rc,
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
-use bytes::BytesMut;
-use http::{Request, Response};
-use hyper::{
-    body::Incoming,
-    client::conn::{TrySendError, http2},
-};
-use hyper_util::rt::TokioIo;
+use bytes::{Bytes, BytesMut};
+use h2::client::SendRequest;
 use tokio::{net::TcpStream, sync::Notify, task::spawn_local};
 
-use super::{
-    body::RequestBody,
-    coalesce::{Coalesced, DrivingExecutor},
+use crate::{
+    http2::coalesce::Coalesced,
+    report::{outcome::Outcome, via::Via},
 };
-use crate::report::{outcome::Outcome, via::Via};
+
+pub mod flight;
 
 /// Bytes that an endpoint may send before they are passed on: per stream, and for all streams of a connection. The second
 /// must be much larger, or one slow client would stop the others; half of it is also the budget for small frames, beyond
 /// which the codec gives up the connection.
 const WINDOWS: (u32, u32) = (1 << 20, 16 << 20);
+
+/// Streams given out before an endpoint has said how many it allows. They are opened when it has.
+const STREAMS: usize = 100;
+
+/// Bytes of the head of an answer.
+const HEADER_BYTES: u32 = 16 << 10;
 
 /// Connections of one worker to one endpoint. Beyond that, requests wait for a stream.
 const CONNECTIONS: usize = 16;
@@ -46,7 +50,8 @@ pub struct Connections {
 
 /// A connection.
 struct Connection {
-    sender: RefCell<http2::SendRequest<RequestBody>>,
+    /// Nothing is sent through it but through clones of it, so that it waits for no stream.
+    sender: RefCell<SendRequest<Bytes>>,
     /// How the endpoint was reached.
     via: Via,
     /// Streams open.
@@ -110,7 +115,7 @@ impl Connections {
     /// A stream over a connection that is there: the first one with room, so that the others become idle and close.
     fn vacant(&self) -> Option<Stream> {
         let mut open = self.open.borrow_mut();
-        open.retain(|connection| !connection.sender.borrow().is_closed());
+        open.retain(|connection| !connection.is_closed());
         let roomy = open.iter().find(|connection| connection.streams.get() < connection.limit.get());
         let least = || open.iter().min_by_key(|connection| connection.streams.get());
         let connection = match roomy {
@@ -135,7 +140,7 @@ impl Connections {
     pub fn sweep(&self, now: Instant) {
         self.open.borrow_mut().retain(|connection| {
             let idle = connection.streams.get() == 0 && now.duration_since(connection.idle_since.get()) > IDLE;
-            !idle && !connection.sender.borrow().is_closed()
+            !idle && !connection.is_closed()
         });
     }
 }
@@ -150,31 +155,45 @@ impl Drop for Dialing<'_> {
 /// HTTP/2 on a new connection.
 async fn begin(stream: TcpStream, via: Via, now: Instant) -> Result<Rc<Connection>, Outcome> {
     let io = Coalesced::new(stream, BytesMut::new());
-    let handshake = http2::Builder::new(DrivingExecutor::new(io.clone()))
-        .initial_stream_window_size(WINDOWS.0)
+    let mut builder = h2::client::Builder::new();
+    builder
+        .initial_window_size(WINDOWS.0)
         .initial_connection_window_size(WINDOWS.1)
-        .handshake(TokioIo::new(io));
+        .initial_max_send_streams(0)
+        .max_header_list_size(HEADER_BYTES)
+        .enable_push(false);
     // The handshake only writes; an endpoint that does not speak HTTP/2 shows with the first request.
-    let (sender, connection) = handshake.await.map_err(|_| Outcome::UpstreamClosed)?;
-    let streams = Rc::new(Cell::new(connection.current_max_send_streams()));
-    let seen = streams.clone();
-    spawn_local(async move {
-        let mut connection = std::pin::pin!(connection);
+    let (sender, connection) = builder.handshake(io.clone()).await.map_err(|_| Outcome::UpstreamClosed)?;
+    let limit = Rc::new(Cell::new(STREAMS));
+    let allowed = limit.clone();
+    // Boxed, because a future that holds another is moved with it, and connections are large.
+    let mut connection = Box::pin(connection);
+    spawn_local(poll_fn(move |cx| {
         // How it ends is told to the requests on it.
-        let _ = std::future::poll_fn(|cx| {
-            let polled = connection.as_mut().poll(cx);
-            seen.set(connection.current_max_send_streams().max(1));
-            polled
-        })
-        .await;
-    });
+        let polled = io.poll_run(cx, |cx| connection.as_mut().poll(cx));
+        allowed.set(match connection.max_concurrent_send_streams() {
+            0 => STREAMS,
+            streams => streams,
+        });
+        polled.map(drop)
+    }));
     Ok(Rc::new(Connection {
         sender: RefCell::new(sender),
         via,
         streams: Cell::new(0),
-        limit: streams,
+        limit,
         idle_since: Cell::new(now),
     }))
+}
+
+// === impl Connection ===
+
+impl Connection {
+    /// Takes no more requests: it is closed, or the endpoint is about to close it.
+    fn is_closed(&self) -> bool {
+        let ready = self.sender.borrow_mut().poll_ready(&mut Context::from_waker(Waker::noop()));
+        matches!(ready, Poll::Ready(Err(_)))
+    }
 }
 
 // === impl Stream ===
@@ -188,17 +207,6 @@ impl Stream {
     /// How the endpoint was reached.
     pub fn via(&self) -> Via {
         self.connection.via
-    }
-
-    /// Sends a request. The stream must be kept until its answer is complete.
-    ///
-    /// # Errors
-    /// With the request, if nothing of it was sent.
-    pub fn send(
-        &self,
-        request: Request<RequestBody>,
-    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<> {
-        self.connection.sender.borrow_mut().try_send_request(request)
     }
 
     /// Notes when the stream ends, so that idle connections can be told.

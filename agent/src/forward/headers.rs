@@ -29,7 +29,10 @@ pub struct Client {
 /// Removes from a request what concerns only the connection it came on. `upgrading` keeps the protocol that is asked
 /// for.
 pub fn strip_request(headers: &mut HeaderMap, upgrading: bool) {
-    if !headers.keys().any(is_hop) {
+    // What gRPC says with every call is what it would be replaced with.
+    let passes =
+        |(name, value): (&HeaderName, &HeaderValue)| !is_hop(name) || (*name == header::TE && value == "trailers");
+    if headers.iter().all(passes) {
         return;
     }
     let trailers =

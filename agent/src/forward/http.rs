@@ -3,7 +3,6 @@
 use std::{
     future::poll_fn,
     net::{IpAddr, SocketAddr},
-    pin::pin,
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
@@ -16,8 +15,9 @@ use tokio::net::TcpStream;
 
 use super::{
     answer,
-    body::{RequestBody, outcome_of_stream},
+    body::RequestBody,
     h1,
+    h2::flight::Flight,
     headers::{self, Forwarded},
     reach::{Call, reach},
     reply::{Account, Reply},
@@ -135,7 +135,7 @@ impl Session {
 /// protocol. `interim` gets informational answers. `alarm` is used while the answer is awaited.
 pub async fn forward(
     session: &Session,
-    mut request: Request<RequestBody>,
+    request: Request<RequestBody>,
     upgrading: bool,
     alarm: &Alarm,
     interim: impl FnMut(&ResponseHead),
@@ -161,7 +161,7 @@ pub async fn forward(
         let outcome = Outcome::Malformed("CONNECT is not served; use the protocol of the endpoint");
         return Reply::own(account, outcome, grpc);
     }
-    let authority = match authority(&mut request, downstream.local) {
+    let authority = match authority(&request, downstream.local) {
         Ok(authority) => authority,
         Err(outcome) => return Reply::own(account, outcome, grpc),
     };
@@ -192,23 +192,19 @@ pub async fn forward(
     exchange.run(candidates, client, authority, body, interim).await
 }
 
-/// The authority of a request. That of the target wins over Host (RFC 9112 section 3.2.2); both are the same afterwards.
-fn authority<B>(request: &mut Request<B>, dialled: SocketAddr) -> Result<HeaderValue, Outcome> {
+/// The authority of a request. That of the target wins over Host (RFC 9112 section 3.2.2).
+fn authority<B>(request: &Request<B>, dialled: SocketAddr) -> Result<HeaderValue, Outcome> {
     if let Some(authority) = request.uri().authority() {
         // A user name in front of the host is not part of it, and some servers take it for the host.
         let value = HeaderValue::from_str(authority.as_str()).ok().filter(|_| !authority.as_str().contains('@'));
-        let value = value.ok_or(Outcome::Malformed("the authority is not a name with an optional port"))?;
-        request.headers_mut().insert(header::HOST, value.clone());
-        return Ok(value);
+        return value.ok_or(Outcome::Malformed("the authority is not a name with an optional port"));
     }
     match request.headers().get(header::HOST) {
         Some(host) => Ok(host.clone()),
         // HTTP/1.0 may leave it out; endpoints get what was dialled.
         None if request.version() == Version::HTTP_10 => {
             let value = HeaderValue::try_from(dialled.to_string());
-            let value = value.map_err(|_| Outcome::Malformed("the request names no authority"))?;
-            request.headers_mut().insert(header::HOST, value.clone());
-            Ok(value)
+            value.map_err(|_| Outcome::Malformed("the request names no authority"))
         }
         None => Err(Outcome::Malformed("the request names no authority")),
     }
@@ -242,7 +238,9 @@ impl Exchange<'_> {
             AppProtocol::Http2 | AppProtocol::Grpc => true,
             AppProtocol::Opaque | AppProtocol::Tls => return self.fail(Outcome::UnknownPort),
         };
-        if http2 && let Err(outcome) = self.address_for_http2(&authority) {
+        if !http2 {
+            self.address_for_http1(&authority);
+        } else if let Err(outcome) = self.address_for_http2(&authority) {
             return self.fail(outcome);
         }
         let mut tried: Vec<SocketAddr> = Vec::new();
@@ -402,6 +400,8 @@ impl Exchange<'_> {
             attempt.connected = Some(if reused { Default::default() } else { attempt.started.elapsed() });
             (attempt.reused, attempt.via) = (reused, via);
         });
+        // The length is what frames the body, and is written with it.
+        self.parts.headers.remove(header::CONTENT_LENGTH);
         connection.begin(&self.parts.method, &self.parts.uri, &self.parts.headers, body);
         self.set_alarm();
         let mut moved = 0;
@@ -499,34 +499,32 @@ impl Exchange<'_> {
                 persists: true,
             });
         }
-        let mut request = Request::new(body);
+        let mut request = Request::new(());
         *request.method_mut() = self.parts.method.clone();
         *request.uri_mut() = self.parts.uri.clone();
         *request.headers_mut() = std::mem::take(&mut self.parts.headers);
         *request.version_mut() = Version::HTTP_2;
         self.set_alarm();
+        let failed = |outcome| Failed { outcome, again: None, stale: false };
+        let mut flight = Box::new(Flight::begin(stream, request, body).map_err(failed)?);
         let mut moved = 0;
-        let mut sending = pin!(stream.send(request));
-        let answer = poll_fn(|cx| match sending.as_mut().poll(cx) {
-            Poll::Ready(answer) => Poll::Ready(Some(answer)),
-            Poll::Pending => self.poll_overdue(cx, &mut moved).map(|()| None),
+        let answer = poll_fn(|cx| {
+            let answer = flight.poll_head(cx);
+            if answer.is_pending() && self.poll_overdue(cx, &mut moved).is_ready() {
+                return Poll::Ready(Err(Outcome::UpstreamTimeout));
+            }
+            answer
         });
-        match answer.await {
-            None => Err(Failed { outcome: Outcome::UpstreamTimeout, again: None, stale: false }),
-            Some(Ok(response)) => {
-                upstream.succeeded();
-                self.answered(response.status().as_u16());
-                Ok(Reply::http2(self.account.take(), response, stream, local))
-            }
-            Some(Err(mut error)) => {
-                // What comes back was not sent at all: the endpoint closed or is going away.
-                let again = error.take_message().map(|request| {
-                    let (parts, body) = request.into_parts();
-                    self.parts.headers = parts.headers;
-                    body
-                });
-                Err(Failed { outcome: outcome_of_stream(error.error()), again, stale: stream.reused })
-            }
+        let response = answer.await.map_err(failed)?;
+        upstream.succeeded();
+        self.answered(response.status().as_u16());
+        Ok(Reply::http2(self.account.take(), response, flight, local))
+    }
+
+    /// Has Host say what was asked for, which it may not have.
+    fn address_for_http1(&mut self, authority: &HeaderValue) {
+        if self.parts.uri.authority().is_some() || self.parts.version == Version::HTTP_10 {
+            self.parts.headers.insert(header::HOST, authority.clone());
         }
     }
 

@@ -35,12 +35,12 @@ pub async fn reach(local: &Local, way: Way, call: Call<'_>) -> (Result<TcpStream
     let (address, limit) = (call.backend.address, local.limits.connect_timeout);
     let (source, via) = match way {
         Way::Direct(source) => (source, Via::Direct),
-        // Boxed, because what waits for it is in the memory of every connection.
+        // Boxed as below, because what waits for it is in the memory of every connection and request.
         Way::Hop { client, agent } => match Box::pin(hop::dial(local, agent, client, call)).await {
             Ok(stream) => return (Ok(stream), Via::Hop),
             Err(Failed::Endpoint(outcome)) => return (Err(outcome), Via::Hop),
             Err(Failed::Hop(bypass)) => (Source::Node, Via::Bypassed(bypass)),
         },
     };
-    (dial(address, source, limit).await, via)
+    (Box::pin(dial(address, source, limit)).await, via)
 }

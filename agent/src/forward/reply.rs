@@ -11,10 +11,9 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::net::TcpStream;
 
-use super::{answer, body::BodyError, h1, h2, tunnel::Passed};
+use super::{answer, body::BodyError, h1, h2::flight::Flight, tunnel::Passed};
 use crate::{
     http1::fields::Fields,
     local::{Busy, Local, Upstream},
@@ -52,7 +51,7 @@ pub struct ReplyBody {
 enum Source {
     Own(Bytes),
     Http1 { connection: Box<h1::Connection>, upstream: Rc<Upstream>, local: Rc<Local> },
-    Http2 { incoming: Incoming, stream: Option<h2::Stream>, local: Rc<Local> },
+    Http2 { flight: Box<Flight>, local: Rc<Local> },
 }
 
 /// The open record of a request. Dropping it says that the client left, or that the time for draining is over.
@@ -169,15 +168,11 @@ impl Reply {
     }
 
     /// An answer that comes over HTTP/2.
-    pub fn http2(mut account: Account, response: Response<Incoming>, stream: h2::Stream, local: &Rc<Local>) -> Self {
+    pub fn http2(mut account: Account, response: Response<()>, flight: Box<Flight>, local: &Rc<Local>) -> Self {
         account.grpc_status = answer::grpc_status(response.headers());
-        let body = |incoming: Incoming| {
-            let mut body =
-                ReplyBody { source: Source::Http2 { incoming, stream: Some(stream), local: local.clone() }, account };
-            body.settle();
-            body
-        };
-        Self { response: response.map(body), fields: Fields::default(), tunnel: None }
+        let mut body = ReplyBody { source: Source::Http2 { flight, local: local.clone() }, account };
+        body.settle();
+        Self { response: response.map(|()| body), fields: Fields::default(), tunnel: None }
     }
 
     /// The answer as HTTP/2 has it: one map of all fields.
@@ -221,23 +216,25 @@ impl ReplyBody {
         Self { source: Source::Own(Bytes::new()), account: Account::closed() }
     }
 
+    /// Moves the request along while the client takes no more of the answer. Over HTTP/1.1 the endpoint waits with it.
+    pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
+        if let Source::Http2 { flight, .. } = &mut self.source {
+            flight.poll_upload(cx);
+        }
+    }
+
     /// Closes the record if the answer is complete, without waiting to be asked for what comes after the end.
     fn settle(&mut self) {
         match &mut self.source {
             Source::Own(_) => return,
             Source::Http1 { connection, .. } if !connection.is_answered() => return,
-            Source::Http2 { incoming, .. } if !incoming.is_end_stream() => return,
-            Source::Http1 { .. } => {
-                let own = Source::Own(Bytes::new());
-                if let Source::Http1 { connection, upstream, local } = std::mem::replace(&mut self.source, own) {
-                    release(connection, &upstream, local.now());
-                }
-            }
-            Source::Http2 { stream, local, .. } => {
-                if let Some(stream) = stream.take() {
-                    stream.end(local.now());
-                }
-            }
+            Source::Http2 { flight, .. } if !flight.is_answered() => return,
+            Source::Http1 { .. } | Source::Http2 { .. } => {}
+        }
+        match std::mem::replace(&mut self.source, Source::Own(Bytes::new())) {
+            Source::Own(_) => {}
+            Source::Http1 { connection, upstream, local } => release(connection, &upstream, local.now()),
+            Source::Http2 { flight, local } => flight.end(local.now()),
         }
         self.account.close(Outcome::Complete);
     }
@@ -253,9 +250,7 @@ impl Body for ReplyBody {
             Source::Own(bytes) if bytes.is_empty() => return Poll::Ready(None),
             Source::Own(bytes) => return Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             Source::Http1 { connection, local, .. } => ready!(connection.poll_frame(cx, &local.buffers)),
-            Source::Http2 { incoming, .. } => {
-                ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| frame.map_err(BodyError::Stream))
-            }
+            Source::Http2 { flight, .. } => ready!(flight.poll_frame(cx)),
         };
         match &frame {
             Some(Ok(frame)) => {
@@ -279,7 +274,7 @@ impl Body for ReplyBody {
         match &self.source {
             Source::Own(bytes) => bytes.is_empty(),
             Source::Http1 { connection, .. } => connection.is_answered(),
-            Source::Http2 { incoming, .. } => incoming.is_end_stream(),
+            Source::Http2 { flight, .. } => flight.is_answered(),
         }
     }
 
@@ -287,7 +282,7 @@ impl Body for ReplyBody {
         match &self.source {
             Source::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Http1 { connection, .. } => connection.left().map_or_else(SizeHint::new, SizeHint::with_exact),
-            Source::Http2 { incoming, .. } => incoming.size_hint(),
+            Source::Http2 { flight, .. } => flight.size_hint(),
         }
     }
 }

@@ -328,7 +328,8 @@ impl Reporter {
             .get(http::header::CONTENT_TYPE)
             .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
         let trace = self.traces.request(parent);
-        let shown = |name| headers.get(name).filter(|_| self.detail || trace.sampled).cloned();
+        let detail = self.detail || trace.sampled;
+        let shown = |name| if detail { headers.get(name).cloned() } else { None };
         add(self.in_flight(&downstream, request.method()), 1);
         let record = RequestRecord {
             client: downstream.client,
@@ -340,7 +341,7 @@ impl Reporter {
             took: Duration::ZERO,
             first_byte: None,
             method: request.method().clone(),
-            uri: if self.detail || trace.sampled { request.uri().clone() } else { Uri::default() },
+            uri: if detail { request.uri().clone() } else { Uri::default() },
             authority: shown(http::header::HOST),
             user_agent: shown(http::header::USER_AGENT),
             http2: request.version() == http::Version::HTTP_2,

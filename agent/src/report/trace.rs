@@ -176,8 +176,10 @@ impl TraceState {
             headers.remove(BAGGAGE);
         }
         if self.injects(trusted)
-            && let Ok(value) = HeaderValue::from_bytes(&context.traceparent(span))
+            && let Ok(mut value) = HeaderValue::from_bytes(&context.traceparent(span))
         {
+            // No other request has the same, so the tables of HTTP/2 are kept free of it.
+            value.set_sensitive(true);
             headers.insert(TRACEPARENT, value);
         }
     }

@@ -27,7 +27,7 @@ use crate::harness::{Proxy, answering, endpoint, limits, refusing, run, target};
 const HELLO: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
 
 #[derive(Clone)]
-struct Local;
+pub struct Local;
 
 impl<F: Future + 'static> Executor<F> for Local {
     fn execute(&self, task: F) {
@@ -37,18 +37,18 @@ impl<F: Future + 'static> Executor<F> for Local {
     }
 }
 
-type Sent = BoxBody<Bytes, Infallible>;
+pub type Sent = BoxBody<Bytes, Infallible>;
 
-fn full(bytes: &'static [u8]) -> Sent {
+pub fn full(bytes: &'static [u8]) -> Sent {
     Full::new(Bytes::from_static(bytes)).boxed()
 }
 
-fn frames(frames: Vec<Frame<Bytes>>) -> Sent {
+pub fn frames(frames: Vec<Frame<Bytes>>) -> Sent {
     BodyExt::boxed(StreamBody::new(futures::stream::iter(frames.into_iter().map(Ok))))
 }
 
 /// A client of HTTP/2.
-async fn client(address: SocketAddr) -> SendRequest<Sent> {
+pub async fn client(address: SocketAddr) -> SendRequest<Sent> {
     let stream = TcpStream::connect(address).await.expect("the proxy listens");
     let handshake = hyper::client::conn::http2::Builder::new(Local).handshake(TokioIo::new(stream));
     let (sender, connection) = handshake.await.expect("writing works");
@@ -56,12 +56,12 @@ async fn client(address: SocketAddr) -> SendRequest<Sent> {
     sender
 }
 
-fn request(method: Method, body: Sent) -> Request<Sent> {
+pub fn request(method: Method, body: Sent) -> Request<Sent> {
     let request = Request::builder().method(method).uri("http://web.shop/call").version(Version::HTTP_2);
     request.body(body).expect("valid")
 }
 
-fn grpc(body: Sent) -> Request<Sent> {
+pub fn grpc(body: Sent) -> Request<Sent> {
     let mut request = request(Method::POST, body);
     request.headers_mut().insert("content-type", "application/grpc".parse().expect("visible"));
     request.headers_mut().insert("te", "trailers".parse().expect("visible"));
@@ -69,16 +69,16 @@ fn grpc(body: Sent) -> Request<Sent> {
 }
 
 /// Data and trailers.
-async fn collect(response: Response<Incoming>) -> (Bytes, HeaderMap) {
+pub async fn collect(response: Response<Incoming>) -> (Bytes, HeaderMap) {
     let body = response.into_body().collect().await.expect("complete");
     let trailers = body.trailers().cloned().unwrap_or_default();
     (body.to_bytes(), trailers)
 }
 
-type Answer = Pin<Box<dyn Future<Output = Response<Sent>>>>;
+pub type Answer = Pin<Box<dyn Future<Output = Response<Sent>>>>;
 
 /// An endpoint of HTTP/2, and how many connections it has seen.
-async fn endpoint2(answer: impl Fn(Request<Incoming>) -> Answer + 'static) -> (SocketAddr, Rc<Cell<usize>>) {
+pub async fn endpoint2(answer: impl Fn(Request<Incoming>) -> Answer + 'static) -> (SocketAddr, Rc<Cell<usize>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
     let address = listener.local_addr().expect("bound");
     let (connections, answer) = (Rc::new(Cell::new(0)), Rc::new(answer));

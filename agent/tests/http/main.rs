@@ -9,3 +9,4 @@ mod flow;
 mod timeouts;
 mod upgrades;
 mod http2;
+mod streams;

@@ -1,26 +1,31 @@
-//! HTTP/2 from a client. The protocol itself is hyper's; here is what it is told, and when the connection ends.
+//! HTTP/2 from a client. The protocol itself is the codec's; here is what it is told, what becomes of each stream, and when
+//! the connection ends.
 
-use std::{cell::Cell, convert::Infallible, future::poll_fn, pin::pin, rc::Rc, task::Poll, time::Duration};
+use std::{
+    cell::Cell,
+    future::poll_fn,
+    pin::{Pin, pin},
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use bytes::BytesMut;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use hyper::{body::Incoming, ext::Protocol, server::conn::http2, service::service_fn, upgrade::OnUpgrade};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use bytes::{Bytes, BytesMut};
+use h2::{
+    RecvStream,
+    server::{Builder, Connection, SendResponse},
+};
+use http::Request;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::spawn_local,
 };
 
-use crate::{
-    alarm::Alarm,
-    forward::{
-        body::RequestBody,
-        coalesce::{Coalesced, StreamExecutor},
-        http::{Session, forward},
-        reply::{ReplyBody, Tunnel},
-        tunnel::{self, End},
-    },
-};
+use self::keepalive::Keepalive;
+use crate::{alarm::Alarm, forward::http::Session, http2::coalesce::Coalesced, local::Local};
+
+mod keepalive;
+mod stream;
 
 /// Bytes that a client may send before they are passed on: per stream, and for all streams of a connection. The second must
 /// be much larger, or one slow endpoint would stop the others; half of it is also the budget for small frames, beyond which
@@ -30,11 +35,21 @@ const WINDOWS: (u32, u32) = (1 << 20, 16 << 20);
 /// Streams that a client may have open.
 const STREAMS: u32 = 200;
 
-/// A client that does not answer a ping within this time is gone, and how often it is asked.
-const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(60));
-
 /// Time for a client to close an idle connection after GOAWAY.
 const GOODBYE: Duration = Duration::from_secs(5);
+
+/// A connection on its way through its life.
+struct Served<IO> {
+    session: Rc<Session>,
+    io: Coalesced<IO>,
+    connection: Connection<Coalesced<IO>, Bytes>,
+    keepalive: Keepalive,
+    alarm: Alarm,
+    open: Rc<Cell<usize>>,
+    /// Streams so far, and how many of them there were when the alarm was set.
+    asked: (u64, u64),
+    leaving: bool,
+}
 
 /// Counts a stream as open until dropped.
 struct Open(Rc<Cell<usize>>);
@@ -45,131 +60,93 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let io = Coalesced::new(io, read);
-    let local = session.local.clone();
-    let (open, served) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0u64)));
-    let service = {
-        let (open, served) = (open.clone(), served.clone());
-        service_fn(move |request| {
-            served.set(served.get() + 1);
-            let (session, open) = (session.clone(), Open::new(&open));
-            // Boxed, because it is moved several times until it runs, and holds all that a request needs.
-            Box::pin(async move {
-                let response = respond(&session, request).await;
-                drop(open);
-                Ok::<_, Infallible>(response)
-            })
-        })
-    };
-    let mut builder = http2::Builder::new(StreamExecutor);
+    let Some(mut connection) = begin(&session.local, &io, &alarm).await else { return };
+    let keepalive = Keepalive::new(&session.local, connection.ping_pong());
+    let mut served =
+        Served { session, io, connection, keepalive, alarm, open: Rc::default(), asked: (0, 0), leaving: false };
+    poll_fn(|cx| served.poll(cx)).await;
+}
+
+/// Exchanges the first words; `None` if the client leaves or takes too long for them.
+async fn begin<IO>(local: &Local, io: &Coalesced<IO>, alarm: &Alarm) -> Option<Connection<Coalesced<IO>, Bytes>>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut builder = Builder::new();
     builder
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(WINDOWS.0)
+        .initial_window_size(WINDOWS.0)
         .initial_connection_window_size(WINDOWS.1)
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(u32::try_from(local.limits.header_bytes).unwrap_or(u32::MAX))
-        .keep_alive_timeout(PING.0)
-        .keep_alive_interval(PING.1)
-        .auto_date_header(false)
         .enable_connect_protocol();
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(io.clone()), service));
-    let (mut leaving, mut seen) = (false, 0);
-    poll_fn(|cx| {
+    let mut handshake = pin!(builder.handshake(io.clone()));
+    poll_fn(|cx| match io.poll_run(cx, |cx| handshake.as_mut().poll(cx)) {
+        Poll::Ready(begun) => Poll::Ready(begun.ok()),
+        Poll::Pending if local.drain.is_over() => Poll::Ready(None),
+        Poll::Pending => alarm.poll(cx).map(|()| None),
+    })
+    .await
+}
+
+// === impl Served ===
+
+impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Served<IO> {
+    /// Ready when the connection is over.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
+            let (io, local) = (self.io.clone(), self.session.local.clone());
             // How it ended is known from its requests.
-            if io.poll_run(cx, connection.as_mut()).is_ready() {
+            if io.poll_run(cx, |cx| self.poll_streams(cx)).is_ready() {
                 return Poll::Ready(());
             }
-            let rung = alarm.poll(cx).is_ready();
+            if self.keepalive.poll_dead(cx, &local, || io.has_heard()).is_ready() {
+                return Poll::Ready(());
+            }
+            let rung = self.alarm.poll(cx).is_ready();
             if local.drain.is_over() {
                 return Poll::Ready(());
             }
-            if leaving {
+            if self.leaving {
                 // Requests in flight end by themselves, or with the drain.
-                return if rung && open.get() == 0 { Poll::Ready(()) } else { Poll::Pending };
+                return if rung && self.open.get() == 0 { Poll::Ready(()) } else { Poll::Pending };
             }
-            let active = open.get() > 0 || served.get() > seen;
+            let (asked, before) = self.asked;
+            let active = self.open.get() > 0 || asked > before;
             if local.drain.is_draining() || (rung && !active) {
-                leaving = true;
-                connection.as_mut().graceful_shutdown();
-                alarm.set(Some(local.now() + GOODBYE));
+                self.leaving = true;
+                self.connection.graceful_shutdown();
+                self.alarm.set(Some(local.now() + GOODBYE));
             } else if rung {
                 // Something was asked since the alarm was set, so the connection is idle for less than it takes.
-                seen = served.get();
-                alarm.set(Some(local.now() + local.limits.idle_timeout));
+                self.asked.1 = asked;
+                self.alarm.set(Some(local.now() + local.limits.idle_timeout));
             } else {
                 return Poll::Pending;
             }
         }
-    })
-    .await;
-}
-
-async fn respond(session: &Rc<Session>, mut request: Request<Incoming>) -> Response<ReplyBody> {
-    let alarm = session.local.alarms.alarm();
-    let tunnelling = match request.extensions().get::<Protocol>() {
-        Some(protocol) => {
-            let protocol = HeaderValue::from_str(protocol.as_str());
-            let upgrade = request.extensions_mut().remove::<OnUpgrade>();
-            protocol.ok().zip(upgrade)
-        }
-        None => None,
-    };
-    // Informational answers have no way through hyper's server of HTTP/2, so none is asked for.
-    request.headers_mut().remove(header::EXPECT);
-    let Some((protocol, upgrade)) = tunnelling else {
-        let request = request.map(RequestBody::http2);
-        return forward(session, request, false, &alarm, |_| ()).await.into_mapped().0;
-    };
-    let reply = forward(session, as_upgrade(request, protocol), true, &alarm, |_| ()).await;
-    let (mut response, tunnel) = reply.into_mapped();
-    if tunnel.is_none() && response.status().is_success() {
-        // To this client, success would mean that the tunnel stands.
-        *response.status_mut() = StatusCode::NOT_IMPLEMENTED;
     }
-    if let Some(tunnel) = tunnel {
-        spawn_local(carry(session.clone(), upgrade, tunnel, alarm));
-        // HTTP/2 has no 101: the stream is the connection (RFC 8441 section 5).
-        *response.status_mut() = StatusCode::OK;
-        for name in [header::CONNECTION, header::UPGRADE, header::SEC_WEBSOCKET_ACCEPT] {
-            response.headers_mut().remove(name);
+
+    /// Moves all streams along and begins those that have come. Ready when there will be no more.
+    fn poll_streams(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match self.connection.poll_accept(cx) {
+                Poll::Ready(Some(Ok((request, respond)))) => self.begin_stream(request, respond),
+                Poll::Ready(None | Some(Err(_))) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
         }
     }
-    response
-}
 
-/// Extended CONNECT as the upgrade of HTTP/1.1 that means the same (RFC 8441 section 5.1).
-fn as_upgrade(request: Request<Incoming>, protocol: HeaderValue) -> Request<RequestBody> {
-    let mut request = request.map(|_| RequestBody::empty());
-    *request.method_mut() = Method::GET;
-    let headers = request.headers_mut();
-    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(header::UPGRADE, protocol);
-    if let Ok(key) = HeaderValue::from_bytes(&websocket_key()) {
-        headers.insert(header::SEC_WEBSOCKET_KEY, key);
+    fn begin_stream(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+        self.asked.0 += 1;
+        let (session, open) = (self.session.clone(), Open::new(&self.open));
+        // Boxed, because it is moved several times until it runs, and holds all that a request needs.
+        let task: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
+            stream::serve(session, request, respond).await;
+            drop(open);
+        });
+        spawn_local(task);
     }
-    request
-}
-
-/// 16 random bytes in base64, which HTTP/1.1 wants and HTTP/2 leaves out.
-fn websocket_key() -> [u8; 24] {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut key = [b'='; 24];
-    // 128 bits are 21 digits of 6 bits and one of 2 bits, followed by two signs that fill up.
-    for digit in &mut key[..21] {
-        *digit = DIGITS[fastrand::usize(..64)];
-    }
-    key[21] = DIGITS[fastrand::usize(..4) << 4];
-    key
-}
-
-/// Carries the other protocol over a stream of HTTP/2.
-async fn carry(session: Rc<Session>, upgrade: OnUpgrade, tunnel: Tunnel, alarm: Alarm) {
-    // Without the stream the tunnel is dropped, which closes the record.
-    let Ok(upgraded) = upgrade.await else { return };
-    let (stream, read, account) = tunnel.open();
-    let client = End { io: TokioIo::new(upgraded), read: BytesMut::new() };
-    let passed = tunnel::run(&session.local, client, End { io: stream, read }, &alarm).await;
-    account.close(passed);
 }
 
 // === impl Open ===

@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     future::poll_fn,
     io,
-    pin::{Pin, pin},
+    pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
 };
@@ -104,7 +104,7 @@ pub async fn body<IO: AsyncRead + AsyncWrite + Unpin>(
     framing: Framing,
     alarm: &Alarm,
 ) -> Result<(), Aborted> {
-    let mut body = pin!(body);
+    let mut body = body;
     let mut rest = match framing {
         Framing::Empty => Rest::Nothing,
         Framing::Length(length) => Rest::Length(length),
@@ -115,13 +115,13 @@ pub async fn body<IO: AsyncRead + AsyncWrite + Unpin>(
     let mut stalled = false;
     poll_fn(|cx| {
         loop {
-            let awaited = poll_fill(cx, wire, body.as_mut(), &mut rest);
-            let wire = &mut *wire.borrow_mut();
+            let awaited = poll_fill(cx, wire, &mut body, &mut rest);
             if matches!(awaited, Poll::Ready(Err(_))) {
                 // What came before the failure still goes out; that the rest is missing shows at the end.
                 rest = Rest::Missing;
             }
-            match wire.poll_write(cx) {
+            let written = wire.borrow_mut().poll_write(cx);
+            match written {
                 Poll::Ready(Ok(())) => {
                     if std::mem::take(&mut stalled) {
                         alarm.set(None);
@@ -129,6 +129,8 @@ pub async fn body<IO: AsyncRead + AsyncWrite + Unpin>(
                 }
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Aborted)),
                 Poll::Pending => {
+                    // Nobody asks for more of the answer now, but the request goes on.
+                    body.poll_upload(cx);
                     if !std::mem::replace(&mut stalled, true) {
                         alarm.set(Some(local.now() + local.limits.idle_timeout));
                     }
@@ -141,7 +143,7 @@ pub async fn body<IO: AsyncRead + AsyncWrite + Unpin>(
                 Rest::Length(_) | Rest::Chunked | Rest::UntilClose => {}
             }
             if awaited.is_pending() {
-                return wire.poll_gone(cx, local).map(|()| Err(Aborted));
+                return wire.borrow_mut().poll_gone(cx, local).map(|()| Err(Aborted));
             }
         }
     })
@@ -163,12 +165,12 @@ enum Rest {
 fn poll_fill<IO: AsyncRead + AsyncWrite + Unpin>(
     cx: &mut Context<'_>,
     wire: &RefCell<Wire<IO>>,
-    mut body: Pin<&mut ReplyBody>,
+    body: &mut ReplyBody,
     rest: &mut Rest,
 ) -> Poll<io::Result<()>> {
     // The body may read the request's body from the wire, so the wire is not held while it is asked.
     while !matches!(rest, Rest::Nothing | Rest::Missing) && !wire.borrow().outbox.is_due() {
-        let frame = ready!(body.as_mut().poll_frame(cx)).transpose().map_err(io::Error::other)?;
+        let frame = ready!(Pin::new(&mut *body).poll_frame(cx)).transpose().map_err(io::Error::other)?;
         let ended = frame.is_none() || body.is_end_stream();
         let outbox = &mut wire.borrow_mut().outbox;
         push(outbox, frame, ended, rest)?;

@@ -4,7 +4,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    future::poll_fn,
     io,
     pin::Pin,
     rc::Rc,
@@ -12,22 +11,21 @@ use std::{
 };
 
 use bytes::{Buf, BytesMut};
-use hyper::rt::Executor;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    task::spawn_local,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes gathered before they are written in any case.
 const ENOUGH: usize = 64 << 10;
+
+/// Room made for the first of them, which is that of some heads and small messages.
+const ROOM: usize = 4 << 10;
 
 /// Gathers what is written to `IO` until [`Coalesced::poll_run`] has polled its connection.
 pub struct Coalesced<IO>(Rc<Shared<IO>>);
 
 struct Shared<IO> {
     inner: RefCell<Inner<IO>>,
-    /// The connection used the stream in this poll, so this task is the one to wake when it can go on.
-    touched: Cell<bool>,
+    /// Bytes have come since somebody asked.
+    heard: Cell<bool>,
 }
 
 struct Inner<IO> {
@@ -39,36 +37,30 @@ struct Inner<IO> {
     failed: Option<io::Error>,
 }
 
-/// Spawns the tasks of a client's connection on the worker. One of them is the connection itself, so each leaves nothing
-/// unwritten behind.
-pub struct DrivingExecutor<IO>(Coalesced<IO>);
-
-/// Spawns the tasks of a server's connection on the worker: one for each stream. They never write themselves.
-#[derive(Clone, Copy, Debug)]
-pub struct StreamExecutor;
-
 // === impl Coalesced ===
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Coalesced<IO> {
     /// Wraps `io`, of which `prefix` was read already.
     pub fn new(io: IO, prefix: BytesMut) -> Self {
         let inner = RefCell::new(Inner { io, gathered: BytesMut::new(), prefix, failed: None });
-        Self(Rc::new(Shared { inner, touched: Cell::new(false) }))
+        Self(Rc::new(Shared { inner, heard: Cell::new(false) }))
     }
 
-    /// Polls `connection`, then writes what it left.
-    pub fn poll_run<F: Future>(&self, cx: &mut Context<'_>, connection: Pin<&mut F>) -> Poll<F::Output> {
-        self.0.touched.set(false);
-        let polled = connection.poll(cx);
-        if self.0.touched.get() {
-            let inner = &mut *self.0.inner.borrow_mut();
-            if let Poll::Ready(Err(error)) = inner.poll_write_out(cx) {
-                inner.gathered = BytesMut::new();
-                inner.failed = Some(error);
-                cx.waker().wake_by_ref();
-            }
+    /// Polls the connection, then writes what it left.
+    pub fn poll_run<T>(&self, cx: &mut Context<'_>, connection: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+        let polled = connection(cx);
+        let inner = &mut *self.0.inner.borrow_mut();
+        if let Poll::Ready(Err(error)) = inner.poll_write_out(cx) {
+            inner.gathered = BytesMut::new();
+            inner.failed = Some(error);
+            cx.waker().wake_by_ref();
         }
         polled
+    }
+
+    /// Whether bytes have come since this was asked last.
+    pub fn has_heard(&self) -> bool {
+        self.0.heard.take()
     }
 }
 
@@ -80,20 +72,23 @@ impl<IO> Clone for Coalesced<IO> {
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Coalesced<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.0.touched.set(true);
         let inner = &mut *self.0.inner.borrow_mut();
         if !inner.prefix.is_empty() {
             let length = inner.prefix.len().min(into.remaining());
             into.put_slice(&inner.prefix.split_to(length));
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut inner.io).poll_read(cx, into)
+        let before = into.filled().len();
+        let read = Pin::new(&mut inner.io).poll_read(cx, into);
+        if into.filled().len() > before {
+            self.0.heard.set(true);
+        }
+        read
     }
 }
 
 impl<IO: AsyncWrite + Unpin> AsyncWrite for Coalesced<IO> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.0.touched.set(true);
         let inner = &mut *self.0.inner.borrow_mut();
         ready!(inner.poll_room(cx))?;
         inner.gathered.extend_from_slice(bytes);
@@ -105,7 +100,6 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Coalesced<IO> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.0.touched.set(true);
         let inner = &mut *self.0.inner.borrow_mut();
         ready!(inner.poll_room(cx))?;
         slices.iter().for_each(|slice| inner.gathered.extend_from_slice(slice));
@@ -117,7 +111,6 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Coalesced<IO> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.touched.set(true);
         Poll::Ready(self.0.inner.borrow_mut().failed.take().map_or(Ok(()), Err))
     }
 
@@ -136,7 +129,12 @@ impl<IO: AsyncWrite + Unpin> Inner<IO> {
         match self.failed.take() {
             Some(error) => Poll::Ready(Err(error)),
             None if self.gathered.len() >= ENOUGH => self.poll_write_out(cx),
-            None => Poll::Ready(Ok(())),
+            None => {
+                if self.gathered.is_empty() {
+                    self.gathered.reserve(ROOM);
+                }
+                Poll::Ready(Ok(()))
+            }
         }
     }
 
@@ -151,41 +149,5 @@ impl<IO: AsyncWrite + Unpin> Inner<IO> {
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         self.gathered = BytesMut::new();
         Poll::Ready(Ok(()))
-    }
-}
-
-// === impl DrivingExecutor ===
-
-impl<IO> DrivingExecutor<IO> {
-    /// For the tasks of one connection.
-    pub fn new(io: Coalesced<IO>) -> Self {
-        Self(io)
-    }
-}
-
-impl<IO> Clone for DrivingExecutor<IO> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<IO, F> Executor<F> for DrivingExecutor<IO>
-where
-    IO: AsyncRead + AsyncWrite + Unpin + 'static,
-    F: Future + 'static,
-{
-    fn execute(&self, task: F) {
-        let io = self.0.clone();
-        // Boxed, because a future that holds another is moved with it, and connections are large.
-        let mut task = Box::pin(task);
-        spawn_local(poll_fn(move |cx| io.poll_run(cx, task.as_mut()).map(drop)));
-    }
-}
-
-// === impl StreamExecutor ===
-
-impl<F: Future<Output = ()> + 'static> Executor<F> for StreamExecutor {
-    fn execute(&self, task: F) {
-        spawn_local(task);
     }
 }
