@@ -41,6 +41,7 @@ pub enum BodyError {
 pub struct RequestBody {
     source: Source,
     progress: Option<Rc<Cell<u64>>>,
+    taken: Taken,
 }
 
 /// What a downstream connection of HTTP/1.1 gives for a body.
@@ -50,6 +51,16 @@ enum Source {
     Empty,
     Http1(Upload),
     Http2(Incoming),
+}
+
+/// What was taken from a body, as far as it can be taken again. One piece is the whole body of most calls, and costs nothing
+/// to keep.
+enum Taken {
+    Nothing,
+    Piece(Bytes),
+    More,
+    /// A piece is to be taken again, before what the source brings.
+    Again(Bytes),
 }
 
 // === impl BodyError ===
@@ -101,12 +112,12 @@ pub fn outcome_of_stream(error: &h2::Error) -> Outcome {
 impl RequestBody {
     /// No body.
     pub fn empty() -> Self {
-        Self { source: Source::Empty, progress: None }
+        Self { source: Source::Empty, progress: None, taken: Taken::Nothing }
     }
 
     /// A body that a connection of HTTP/1.1 reads.
     pub fn http1(upload: Upload) -> Self {
-        Self { source: Source::Http1(upload), progress: Some(Rc::default()) }
+        Self { source: Source::Http1(upload), progress: Some(Rc::default()), ..Self::empty() }
     }
 
     /// A body that a stream of HTTP/2 brings.
@@ -114,12 +125,21 @@ impl RequestBody {
         if incoming.is_ended() {
             return Self::empty();
         }
-        Self { source: Source::Http2(incoming), progress: Some(Rc::default()) }
+        Self { source: Source::Http2(incoming), progress: Some(Rc::default()), ..Self::empty() }
     }
 
     /// Counts the bytes that were taken from the body, also after it was handed on; `None` without a body.
     pub fn progress(&self) -> Option<Rc<Cell<u64>>> {
         self.progress.clone()
+    }
+
+    /// The body as it was before anything was taken from it; `None` if too much of it was.
+    pub fn rewound(self) -> Option<Self> {
+        match self.taken {
+            Taken::Nothing | Taken::Again(_) => Some(self),
+            Taken::Piece(piece) => Some(Self { taken: Taken::Again(piece), ..self }),
+            Taken::More => None,
+        }
     }
 
     /// Nothing was taken from it, so it can still be sent to another endpoint.
@@ -134,6 +154,11 @@ impl Body for RequestBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let body = self.get_mut();
+        if let Taken::Again(piece) = &body.taken {
+            let piece = piece.clone();
+            body.taken = Taken::Piece(piece.clone());
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
         let frame = match &mut body.source {
             Source::Empty => return Poll::Ready(None),
             Source::Http1(upload) => ready!(upload.as_mut().poll_frame(cx)),
@@ -144,12 +169,17 @@ impl Body for RequestBody {
         if let (Some(Ok(frame)), Some(progress)) = (&frame, &body.progress) {
             let taken = frame.data_ref().map_or(1, |data| data.len() as u64);
             progress.set(progress.get() + taken);
+            body.taken = match (&body.taken, &body.source, frame.data_ref()) {
+                (Taken::Nothing, Source::Http2(_), Some(piece)) => Taken::Piece(piece.clone()),
+                _ => Taken::More,
+            };
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.source {
+            _ if matches!(self.taken, Taken::Again(_)) => false,
             Source::Empty => true,
             Source::Http1(upload) => upload.is_end_stream(),
             Source::Http2(incoming) => incoming.is_end_stream(),
@@ -157,10 +187,15 @@ impl Body for RequestBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.source {
+        let rest = match &self.source {
             Source::Empty => SizeHint::with_exact(0),
             Source::Http1(upload) => upload.size_hint(),
             Source::Http2(incoming) => incoming.size_hint(),
+        };
+        match (&self.taken, rest.exact()) {
+            (Taken::Again(piece), Some(rest)) => SizeHint::with_exact(piece.len() as u64 + rest),
+            (Taken::Again(_), None) => SizeHint::new(),
+            (Taken::Nothing | Taken::Piece(_) | Taken::More, _) => rest,
         }
     }
 }

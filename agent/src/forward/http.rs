@@ -17,7 +17,7 @@ use super::{
     answer,
     body::RequestBody,
     h1,
-    h2::flight::Flight,
+    h2::flight::{Flight, Unanswered},
     headers::{self, Forwarded},
     reach::{Call, reach},
     reply::{Account, Reply},
@@ -502,23 +502,39 @@ impl Exchange<'_> {
         let mut request = Request::new(());
         *request.method_mut() = self.parts.method.clone();
         *request.uri_mut() = self.parts.uri.clone();
-        *request.headers_mut() = std::mem::take(&mut self.parts.headers);
+        // The codec keeps them until they are written, and the request may have to be repeated.
+        *request.headers_mut() = self.parts.headers.clone();
         *request.version_mut() = Version::HTTP_2;
         self.set_alarm();
-        let failed = |outcome| Failed { outcome, again: None, stale: false };
-        let mut flight = Box::new(Flight::begin(stream, request, body).map_err(failed)?);
+        let stale = stream.reused;
+        let mut flight = match Flight::begin(stream, request, body) {
+            Ok(flight) => Box::new(flight),
+            Err(refused) => {
+                let (unanswered, body) = *refused;
+                let ended = unanswered.said.is_some_and(|error| error.is_io() || error.is_go_away());
+                return Err(Failed { outcome: unanswered.outcome, again: ended.then_some(body), stale });
+            }
+        };
         let mut moved = 0;
         let answer = poll_fn(|cx| {
             let answer = flight.poll_head(cx);
             if answer.is_pending() && self.poll_overdue(cx, &mut moved).is_ready() {
-                return Poll::Ready(Err(Outcome::UpstreamTimeout));
+                return Poll::Ready(Err(Outcome::UpstreamTimeout.into()));
             }
             answer
         });
-        let response = answer.await.map_err(failed)?;
-        upstream.succeeded();
-        self.answered(response.status().as_u16());
-        Ok(Reply::http2(self.account.take(), response, flight, local))
+        match answer.await {
+            Ok(response) => {
+                upstream.succeeded();
+                self.answered(response.status().as_u16());
+                Ok(Reply::http2(self.account.take(), response, flight, local))
+            }
+            Err(Unanswered { outcome, said }) => {
+                let repeats = said.is_some_and(|error| retry::may_repeat_stream(&self.parts.method, &error));
+                let again = if repeats { flight.into_upload() } else { None };
+                Err(Failed { outcome, again, stale })
+            }
+        }
     }
 
     /// Has Host say what was asked for, which it may not have.

@@ -5,7 +5,11 @@
 //! (RFC 9110 section 9.2.2), and only when the connection was closed without a byte of an answer. That is what becomes of
 //! an old connection that idled for too long (RFC 9112 section 9.3.1), and of a new one that a Pod which is ending had not
 //! accepted yet. The same endpoint is asked again only after an old connection; after a new one it is the next one's turn.
+//!
+//! Over HTTP/2 an endpoint can say that it has not acted on a request, which may then be repeated whatever it asks for (RFC
+//! 9113 section 8.7). A server that ends says so of requests that have crossed its GOAWAY.
 
+use h2::Reason;
 use http::Method;
 
 use super::{body::RequestBody, h1::NoAnswer};
@@ -15,6 +19,12 @@ use crate::report::outcome::Outcome;
 pub fn may_repeat(method: &Method, body: &RequestBody, failure: &NoAnswer) -> bool {
     let closed = failure.silent && failure.outcome == Outcome::UpstreamClosed;
     closed && is_idempotent(method) && body.is_untouched()
+}
+
+/// As [`may_repeat`], of a request whose stream ended like this before an answer began. Its body has to be there still.
+pub fn may_repeat_stream(method: &Method, error: &h2::Error) -> bool {
+    let refused = error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM));
+    refused || (error.is_io() && is_idempotent(method))
 }
 
 /// Methods that may be repeated (RFC 9110 section 9.2.2).

@@ -101,7 +101,7 @@ pub async fn endpoint2(answer: impl Fn(Request<Incoming>) -> Answer + 'static) -
 }
 
 /// Answers calls with what they sent and a status in the trailers.
-fn echo(request: Request<Incoming>) -> Answer {
+pub fn echo(request: Request<Incoming>) -> Answer {
     Box::pin(async move {
         assert_eq!(request.version(), Version::HTTP_2);
         assert_eq!(request.uri().authority().map(|authority| authority.as_str()), Some("web.shop"));

@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     convert::Infallible,
+    net::SocketAddr,
     rc::Rc,
     time::Duration,
 };
@@ -15,7 +16,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     sync::{Notify, mpsc},
     task::{spawn_local, yield_now},
 };
@@ -206,5 +207,80 @@ fn silent_clients_are_asked_and_given_up() {
         assert_eq!(proxy.ended.get(), 0);
         proxy.pass(Duration::from_secs(264));
         while frame(&mut stream).await.is_some() {}
+    });
+}
+
+/// An endpoint of HTTP/2 that answers the first request on its first connection, says `words` to the second, and leaves. On
+/// later connections it answers calls with what they sent.
+async fn leaving(words: &'static [u8]) -> SocketAddr {
+    let (endpoint, _) = endpoint2(crate::http2::echo).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+    let address = listener.local_addr().expect("bound");
+    spawn_local(async move {
+        let (mut first, _) = listener.accept().await.expect("the proxy connects");
+        // Its settings, which are none, and those of the client acknowledged.
+        first.write_all(b"\0\0\0\x04\0\0\0\0\0\0\0\0\x04\x01\0\0\0\0").await.expect("open");
+        let mut seen = Vec::new();
+        // DATA of four bytes that ends its stream, and what is said to it: `:status: 200` and no more, to the first one.
+        let calls = [(b"\0\0\x04\0\x01\0\0\0\x01ping", b"\0\0\x01\x01\x05\0\0\0\x01\x88" as &[u8])];
+        for (call, answer) in calls.into_iter().chain([(b"\0\0\x04\0\x01\0\0\0\x03ping", words)]) {
+            while !seen.windows(call.len()).any(|bytes| bytes == call) {
+                assert_ne!(first.read_buf(&mut seen).await.expect("open"), 0, "{seen:?}");
+            }
+            first.write_all(answer).await.expect("open");
+        }
+        first.shutdown().await.expect("open");
+        while let Ok((mut later, _)) = listener.accept().await {
+            let mut onward = TcpStream::connect(endpoint).await.expect("listens");
+            spawn_local(async move {
+                let ((mut calls, mut back), (mut answers, mut on)) = (later.split(), onward.split());
+                tokio::join!(tokio::io::copy(&mut calls, &mut on), tokio::io::copy(&mut answers, &mut back))
+            });
+        }
+    });
+    address
+}
+
+/// How the second call to such an endpoint ends: its gRPC status, its answer's body, and how many attempts there were.
+async fn second_call(words: &'static [u8], method: Method) -> (u16, Bytes, usize) {
+    let proxy = Proxy::start(limits(), target(AppProtocol::Grpc, &[leaving(words).await])).await;
+    let mut client = client(proxy.address).await;
+    let mut call = || {
+        let mut call = grpc(full(b"ping"));
+        *call.method_mut() = method.clone();
+        client.send_request(call)
+    };
+    let first = call().await.expect("an answer");
+    assert_eq!(collect(first).await.0, "");
+    let second = call().await.expect("an answer");
+    let status = second.headers().get("grpc-status").map_or(0, |status| status.to_str().unwrap().parse().unwrap());
+    let body = collect(second).await.0;
+    (status, body, proxy.closed(2).await[1].attempts.len())
+}
+
+/// The status of a call whose endpoint is gone.
+const UNAVAILABLE: u16 = 14;
+
+#[test]
+fn what_an_endpoint_has_not_acted_on_is_repeated() {
+    run(async {
+        // GOAWAY after stream 1, and RST_STREAM of stream 3 with REFUSED_STREAM.
+        let goaway = b"\0\0\x08\x07\0\0\0\0\0\0\0\0\x01\0\0\0\0";
+        let refused = b"\0\0\x04\x03\0\0\0\0\x03\0\0\0\x07";
+        for words in [&goaway[..], refused] {
+            let ended = second_call(words, Method::POST).await;
+            assert_eq!(ended, (0, Bytes::from_static(b"ping"), 2), "{words:?}");
+        }
+    });
+}
+
+#[test]
+fn what_may_have_been_acted_on_is_repeated_if_that_is_safe() {
+    run(async {
+        assert_eq!(second_call(b"", Method::POST).await, (UNAVAILABLE, Bytes::new(), 1));
+        assert_eq!(second_call(b"", Method::PUT).await, (0, Bytes::from_static(b"ping"), 2));
+        // RST_STREAM with INTERNAL_ERROR: the endpoint has looked at it.
+        let failed = b"\0\0\x04\x03\0\0\0\0\x03\0\0\0\x02";
+        assert_eq!(second_call(failed, Method::PUT).await, (UNAVAILABLE, Bytes::new(), 1));
     });
 }

@@ -34,6 +34,14 @@ pub struct Flight {
     answer: Answer,
 }
 
+/// Why no answer began.
+pub struct Unanswered {
+    /// How the exchange ended.
+    pub outcome: Outcome,
+    /// What was said of the stream, if that is why.
+    pub said: Option<h2::Error>,
+}
+
 enum Answer {
     Awaited(ResponseFuture),
     Begun(Incoming),
@@ -45,15 +53,22 @@ impl Flight {
     /// Sends `request` on a stream.
     ///
     /// # Errors
-    /// When it is not one that HTTP/2 can carry. Nothing was sent.
-    pub fn begin(stream: Stream, request: Request<()>, upload: RequestBody) -> Result<Self, Outcome> {
+    /// With the body, when nothing was sent: the connection has ended, or the request is not one that HTTP/2 can carry.
+    pub fn begin(
+        stream: Stream,
+        request: Request<()>,
+        upload: RequestBody,
+    ) -> Result<Self, Box<(Unanswered, RequestBody)>> {
         let mut request = request;
         let bodiless = upload.is_end_stream();
         if let Some(length) = if bodiless { Some(0) } else { upload.size_hint().exact() } {
             announce(&mut request, length);
         }
         let mut sender = stream.connection.sender.borrow().clone();
-        let (answer, outgoing) = sender.send_request(request, bodiless).map_err(|error| outcome_of_stream(&error))?;
+        let (answer, outgoing) = match sender.send_request(request, bodiless) {
+            Ok(sent) => sent,
+            Err(error) => return Err(Box::new((error.into(), upload))),
+        };
         let outgoing = (!bodiless).then(|| Outgoing::new(outgoing));
         Ok(Self { stream, upload, outgoing, failed: None, answer: Answer::Awaited(answer) })
     }
@@ -62,10 +77,10 @@ impl Flight {
     ///
     /// # Errors
     /// How the exchange ended before that.
-    pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<()>, Outcome>> {
+    pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<()>, Unanswered>> {
         self.poll_upload(cx);
         if let Some(error) = self.failed.take() {
-            return Poll::Ready(Err(error.outcome_of_upload()));
+            return Poll::Ready(Err(error.outcome_of_upload().into()));
         }
         let Answer::Awaited(answer) = &mut self.answer else { return Poll::Pending };
         match ready!(Pin::new(answer).poll(cx)) {
@@ -74,8 +89,13 @@ impl Flight {
                 self.answer = Answer::Begun(Incoming::new(stream, &head.headers));
                 Poll::Ready(Ok(Response::from_parts(head, ())))
             }
-            Err(error) => Poll::Ready(Err(outcome_of_stream(&error))),
+            Err(error) => Poll::Ready(Err(error.into())),
         }
+    }
+
+    /// Gives the request's body back, if it is there to be sent again.
+    pub fn into_upload(self) -> Option<RequestBody> {
+        self.upload.rewound()
     }
 
     /// Moves the request along. When its body breaks off, so does the exchange; an endpoint that reads no further may still
@@ -124,6 +144,20 @@ impl Flight {
     /// Gives the stream back.
     pub fn end(self, now: Instant) {
         self.stream.connection.idle_since.set(now);
+    }
+}
+
+// === impl Unanswered ===
+
+impl From<h2::Error> for Unanswered {
+    fn from(error: h2::Error) -> Self {
+        Self { outcome: outcome_of_stream(&error), said: Some(error) }
+    }
+}
+
+impl From<Outcome> for Unanswered {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, said: None }
     }
 }
 
